@@ -1,0 +1,9 @@
+//! The machine: memory, buses, devices, boot, snapshots, and the trait that a virtual CPU implements.
+//!
+//! It knows no phone, no server and no Unicorn: a vCPU is handed in by whoever builds a machine, and everything
+//! outside the machine (disk files, sockets, the screen's readers) arrives as a descriptor or a channel.
+
+pub mod bus;
+pub mod layout;
+pub mod memory;
+pub mod vcpu;

@@ -1,0 +1,57 @@
+//! What a virtual CPU must do, whoever executes it.
+
+use std::sync::Arc;
+
+/// Why [`Vcpu::run`] returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VcpuExit {
+    /// [`VcpuHandle::stop`] was called; the vCPU stands at an instruction boundary and may be saved or run again.
+    Stopped,
+    /// The guest powered the machine off (PSCI SYSTEM_OFF).
+    PowerOff,
+    /// The guest asked for a reset (PSCI SYSTEM_RESET).
+    Reset,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    #[error("the guest's CPU cannot go on at {pc:#x}: {reason}")]
+    Fault { pc: u64, reason: String },
+    #[error("saved CPU state is of another engine build ({found}, this is {expected}): boot instead")]
+    ForeignState { found: String, expected: String },
+    #[error("saved CPU state is damaged: {0}")]
+    DamagedState(String),
+    #[error("virtual CPU: {0}")]
+    Engine(String),
+}
+
+/// One virtual CPU. It lives on one thread from creation to drop, and reaches devices through the [`crate::bus::Bus`]
+/// it was made with. An idle guest (WFI, HLT) blocks inside [`Vcpu::run`] without using the host's CPU.
+pub trait Vcpu {
+    /// Sets the state of a machine about to enter the kernel: arm64 boot protocol, `x0` = device tree.
+    fn set_boot_state(&mut self, entry: u64, device_tree: u64) -> Result<(), VcpuError>;
+    /// Runs the guest until something outside the vCPU must act.
+    fn run(&mut self) -> Result<VcpuExit, VcpuError>;
+    /// The handle by which other threads reach this vCPU.
+    fn handle(&self) -> Arc<dyn VcpuHandle>;
+    /// Registers, timer and identity of the engine build, for a snapshot. Only while not running.
+    fn save(&mut self) -> Result<Vec<u8>, VcpuError>;
+    /// Takes up what [`Vcpu::save`] returned. The guest's counter goes on from where it stood. Only before running.
+    fn restore(&mut self, state: &[u8]) -> Result<(), VcpuError>;
+}
+
+/// What any thread may do to a vCPU, at any time, running or not.
+pub trait VcpuHandle: Send + Sync {
+    /// Level of the CPU's interrupt input (the GIC's output). Wakes an idle guest when raised.
+    fn set_irq(&self, asserted: bool);
+    /// Makes [`Vcpu::run`] return [`VcpuExit::Stopped`] soon; a stop before the run counts for the next run.
+    fn stop(&self);
+    /// Tells that a device wrote `len` bytes of guest RAM at `address`: code translated from there is dropped before
+    /// the guest next takes an interrupt. Call it before raising the interrupt that announces the data.
+    fn written(&self, address: u64, len: u64);
+}
+
+/// Where a level-triggered interrupt of the machine goes: the distributor. `intid` as in [`crate::layout`].
+pub trait IrqChip: Send + Sync {
+    fn set_level(&self, intid: u32, asserted: bool);
+}
