@@ -13,6 +13,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use ipstack::{IpStack, IpStackConfig, IpStackStream, IpStackTcpStream, TcpConfig};
 use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv4Repr, TcpPacket, UdpPacket, UdpRepr};
@@ -35,6 +36,13 @@ const CONNECTIONS_MAX: usize = 128;
 /// Packets that may wait in each direction. A full queue towards the machine makes connections wait; packets from a
 /// machine that floods are dropped, as on any network.
 const PACKETS_QUEUED_MAX: usize = 256;
+
+/// What a connection may have under way in each direction: TCP's largest window without scaling.
+const WINDOW_BYTES: usize = 64 * 1024;
+/// The wire is a memory copy, so what is not acknowledged after this long met a full window or a busy guest.
+const RETRANSMIT_AFTER: Duration = Duration::from_millis(200);
+/// A guest that says nothing for 100 times as long (20 s) has stopped; its agent connects again when it goes on.
+const RETRANSMITS_MAX: usize = 100;
 
 /// Where a machine may go: each destination as the guest names it, and the host's address that it means.
 /// Everything else is out of reach. An empty one is a network with an address and nobody to talk to.
@@ -152,7 +160,11 @@ async fn translate(device: PacketDevice, reach: Arc<Reach>) {
     config.mtu_unchecked(MTU);
     let mut tcp = TcpConfig::default();
     // A phone's stream to the appliance lives for days; its own keepalives decide when it is dead.
-    tcp.timeout = std::time::Duration::from_secs(24 * 3600);
+    tcp.timeout = Duration::from_secs(24 * 3600);
+    tcp.rto = RETRANSMIT_AFTER;
+    tcp.max_retransmit_count = RETRANSMITS_MAX;
+    tcp.max_unacked_bytes = WINDOW_BYTES as u32;
+    tcp.read_buffer_size = WINDOW_BYTES;
     config.with_tcp_config(tcp);
     let mut stack = IpStack::new(config, device);
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
