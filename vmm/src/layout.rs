@@ -46,3 +46,13 @@ pub const TIMER_INTID: u32 = 30;
 pub const INTID_COUNT: u32 = 96;
 /// Frequency of the generic timer's system counter in Hz (16 ns per tick, as on QEMU's `virt`).
 pub const COUNTER_HZ: u64 = 62_500_000;
+
+/// Where the registers of a virtio-mmio slot are.
+pub const fn virtio_slot(slot: usize) -> Region {
+    Region { base: VIRTIO_BASE + slot as u64 * VIRTIO_SLOT_SIZE, size: VIRTIO_SLOT_SIZE }
+}
+
+/// The interrupt of a virtio-mmio slot.
+pub const fn virtio_intid(slot: usize) -> u32 {
+    VIRTIO_INTID_BASE + slot as u32
+}
