@@ -11,3 +11,4 @@ mod devicetree;
 pub mod layout;
 pub mod memory;
 pub mod vcpu;
+pub mod virtio;

@@ -1,0 +1,106 @@
+//! How the devices of one machine reach its guest: RAM, the vCPU that must hear of what they write there, and the
+//! gate that keeps their threads out while the machine is paused.
+//!
+//! Lock order, from the outside in: gate, transport, device, queue, interrupt, distributor. The vCPU thread does not
+//! pass the gate: a paused machine's vCPU is not running.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+
+use crate::memory::GuestRam;
+use crate::vcpu::{IrqChip, VcpuHandle};
+
+/// Shared by all virtio devices of one machine.
+pub struct GuestAccess {
+    ram: GuestRam,
+    irq_chip: Arc<dyn IrqChip>,
+    vcpu: OnceLock<Arc<dyn VcpuHandle>>,
+    gate: Mutex<Gate>,
+    gate_changed: Condvar,
+}
+
+#[derive(Default)]
+struct Gate {
+    closed: bool,
+    inside: usize,
+}
+
+impl GuestAccess {
+    pub fn new(ram: GuestRam, irq_chip: Arc<dyn IrqChip>) -> Arc<Self> {
+        Arc::new(Self { ram, irq_chip, vcpu: OnceLock::new(), gate: Mutex::default(), gate_changed: Condvar::new() })
+    }
+
+    /// Names the vCPU that runs on this RAM. Devices are made before it is; until then nothing can be stale in it.
+    /// The first call counts.
+    pub fn connect(&self, vcpu: Arc<dyn VcpuHandle>) {
+        let _already_connected = self.vcpu.set(vcpu);
+    }
+
+    /// Keeps device threads away from guest RAM and interrupts, and returns when none is there any more. Call it when
+    /// the vCPU has stopped; devices go on receiving, as far as their bounded buffers reach.
+    pub fn close_gate(&self) {
+        let mut gate = lock(&self.gate);
+        gate.closed = true;
+        while gate.inside > 0 {
+            gate = self.gate_changed.wait(gate).expect(UNPOISONED);
+        }
+    }
+
+    /// Lets device threads work again.
+    pub fn open_gate(&self) {
+        lock(&self.gate).closed = false;
+        self.gate_changed.notify_all();
+    }
+
+    /// Waits until the gate is open, and keeps it from closing until the pass is dropped. `None` as soon as `stop`
+    /// is set, provided that [`GuestAccess::wake_gate`] is called after setting it.
+    pub(super) fn enter(&self, stop: &AtomicBool) -> Option<Pass<'_>> {
+        let mut gate = lock(&self.gate);
+        while gate.closed && !stop.load(Ordering::Acquire) {
+            gate = self.gate_changed.wait(gate).expect(UNPOISONED);
+        }
+        if stop.load(Ordering::Acquire) {
+            return None;
+        }
+        gate.inside += 1;
+        Some(Pass(self))
+    }
+
+    /// Makes threads that wait at the gate look at their stop flags.
+    pub(super) fn wake_gate(&self) {
+        let _synchronise = lock(&self.gate);
+        self.gate_changed.notify_all();
+    }
+
+    pub(super) fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    pub(super) fn irq_chip(&self) -> &dyn IrqChip {
+        self.irq_chip.as_ref()
+    }
+
+    /// Reports a device's write to the vCPU, see [`VcpuHandle::written`].
+    pub(super) fn written(&self, address: u64, len: u64) {
+        if let Some(vcpu) = self.vcpu.get() {
+            vcpu.written(address, len);
+        }
+    }
+}
+
+/// While it lives, the gate does not close.
+pub(super) struct Pass<'a>(&'a GuestAccess);
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.gate).inside -= 1;
+        self.0.gate_changed.notify_all();
+    }
+}
+
+const UNPOISONED: &str = "no device panics while it holds a lock";
+
+/// Locks what devices share. Poison means that a device panicked, which is our bug: the machine must not go on.
+pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect(UNPOISONED)
+}

@@ -1,0 +1,100 @@
+//! The thread of a device's outside half: waits for its channels and for kicks, then lets the device work inside the gate.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::guest::GuestAccess;
+
+/// Stack of a worker: poll, a few small frames, no recursion.
+const STACK_BYTES: usize = 128 << 10;
+
+/// What a worker works for.
+pub(super) trait Outside: Send + Sync + 'static {
+    /// The channels, and what to wait for on each: nothing at all leaves a channel alone, even if it is closed.
+    fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)>;
+    /// A channel became ready, or somebody kicked. Runs inside the gate, so it may touch guest RAM. Must not block.
+    fn work(&self);
+}
+
+/// Stops and joins its thread on drop.
+pub(super) struct Worker {
+    kick: Kick,
+    stop: Arc<AtomicBool>,
+    guest: Arc<GuestAccess>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Wakes a worker; any thread may.
+#[derive(Clone)]
+pub(super) struct Kick(Arc<EventFd>);
+
+impl Kick {
+    /// Fails where the process has no file descriptors left.
+    pub(super) fn new() -> std::io::Result<Self> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Self(Arc::new(EventFd::from_value_and_flags(0, flags)?)))
+    }
+
+    pub(super) fn kick(&self) {
+        // Fails only when 2^64 - 2 kicks are waiting: then the worker wakes anyway.
+        let _ = self.0.write(1);
+    }
+
+    fn clear(&self) {
+        // Fails only when nothing is to be cleared.
+        let _ = self.0.read();
+    }
+}
+
+impl Worker {
+    /// Starts the thread. Fails where the host has no threads left.
+    pub(super) fn start(
+        name: &str,
+        outside: Arc<impl Outside>,
+        kick: Kick,
+        guest: Arc<GuestAccess>,
+    ) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (kick_there, stop_there, guest_there) = (kick.clone(), stop.clone(), guest.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("virtio-{name}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || run(outside.as_ref(), &kick_there, &stop_there, &guest_there))?;
+        Ok(Self { kick, stop, guest, thread: Some(thread) })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.kick.kick();
+        self.guest.wake_gate();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("a virtio device's thread had panicked");
+        }
+    }
+}
+
+fn run(outside: &impl Outside, kick: &Kick, stop: &AtomicBool, guest: &GuestAccess) {
+    loop {
+        wait(outside, kick);
+        kick.clear();
+        let Some(_pass) = guest.enter(stop) else { return };
+        outside.work();
+    }
+}
+
+/// Waits for a kick or a channel. A failing poll (out of kernel memory) is a wake-up too many, no more.
+fn wait(outside: &impl Outside, kick: &Kick) {
+    let mut fds = vec![PollFd::new(kick.0.as_fd(), PollFlags::POLLIN)];
+    let wanted = outside.interests().into_iter().filter(|(_, flags)| !flags.is_empty());
+    fds.extend(wanted.map(|(fd, flags)| PollFd::new(fd, flags)));
+    if let Err(error) = nix::poll::poll(&mut fds, PollTimeout::NONE) {
+        tracing::debug!(%error, "poll");
+    }
+}
