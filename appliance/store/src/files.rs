@@ -110,16 +110,27 @@ impl FileBlobs {
         Ok(pending)
     }
 
-    fn rename(&self, pending: &[Pending]) -> Result<()> {
-        self.lock(&self.unsettled)
-            .extend(pending.iter().map(|pending| pending.hash));
-        for (done, Pending { hash, temporary }) in pending.iter().enumerate() {
+    /// Moves the blobs to their places, except those that have been settled there meanwhile: their
+    /// entry must not become uncertain again.
+    fn rename(&self, pending: Vec<Pending>) -> Result<Vec<Pending>> {
+        let (renamed, superfluous): (Vec<_>, Vec<_>) = {
+            let mut unsettled = self.lock(&self.unsettled);
+            let damaged = self.lock(&self.damaged);
+            let split = pending.into_iter().partition(|Pending { hash, .. }| {
+                unsettled.contains(hash) || damaged.contains(hash) || !self.path(hash).exists()
+            });
+            let (renamed, _): &(Vec<Pending>, Vec<Pending>) = &split;
+            unsettled.extend(renamed.iter().map(|pending| pending.hash));
+            split
+        };
+        discard(&superfluous);
+        for (done, Pending { hash, temporary }) in renamed.iter().enumerate() {
             if let Err(source) = std::fs::rename(temporary, self.path(hash)) {
-                discard(&pending[done..]);
+                discard(&renamed[done..]);
                 return Err(StoreError::io(format!("renaming blob {hash}"), source));
             }
         }
-        Ok(())
+        Ok(renamed)
     }
 }
 
@@ -149,17 +160,14 @@ impl Blobs for FileBlobs {
         self.commit.check()?;
         self.space
             .check(missing.iter().map(|(_, blob)| blob.len()).sum())?;
-        let pending = self.write_pending(&missing)?;
-        let renamed = self.rename(&pending);
-        let settled = renamed.and_then(|()| self.commit.wait());
-        if settled.is_ok() {
-            let settled: HashSet<BlobHash> = pending.iter().map(|pending| pending.hash).collect();
-            self.lock(&self.unsettled)
-                .retain(|hash| !settled.contains(hash));
-            self.lock(&self.damaged)
-                .retain(|hash| !settled.contains(hash));
-        }
-        settled.map(|()| hashes)
+        let renamed = self.rename(self.write_pending(&missing)?)?;
+        self.commit.wait()?;
+        let settled: HashSet<BlobHash> = renamed.iter().map(|pending| pending.hash).collect();
+        self.lock(&self.unsettled)
+            .retain(|hash| !settled.contains(hash));
+        self.lock(&self.damaged)
+            .retain(|hash| !settled.contains(hash));
+        Ok(hashes)
     }
 
     fn get(&self, hash: &BlobHash) -> Result<Bytes> {
