@@ -1,0 +1,317 @@
+//! Building an image: fetch, unpack, lay over, write, seal.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sha2::{Digest, Sha256};
+
+use crate::image::{self, BuiltManifest, Image, Piece, Pieces};
+use crate::manifest::{Lock, Manifest};
+use crate::overlay::GuestPrograms;
+use crate::packages::{self, Debs, sha256_of};
+use crate::tree::{Node, Tree, merged_usr};
+use crate::{BuildError, Progress, Result, cpio, deb, disk, initramfs, overlay};
+
+/// Part of every image's hash. Raise it when this crate makes something else of the same inputs.
+const FORMAT: u32 = 1;
+/// How much of the hash names the image's folder.
+const HASH_DIGITS: usize = 12;
+/// Where the cross builds put our programs, below the cache directory.
+const GUEST_TARGET: &str = "target-arm64/aarch64-unknown-linux-gnu/debug";
+
+/// Our own programs for the guest: static arm64 binaries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestBinaries {
+    pub handset: PathBuf,
+    pub agent: PathBuf,
+}
+
+impl GuestBinaries {
+    /// Where `scripts/guest` leaves them for this cache directory.
+    pub fn in_cache(cache_dir: &Path) -> GuestBinaries {
+        GuestBinaries::in_dir(&cache_dir.join(GUEST_TARGET))
+    }
+
+    pub fn in_dir(dir: &Path) -> GuestBinaries {
+        GuestBinaries { handset: dir.join("handset"), agent: dir.join("pollux-agent") }
+    }
+}
+
+/// What one build is made of beside its manifest.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub cache_dir: PathBuf,
+    /// None: an image without handset and agent, to try machines with.
+    pub guest: Option<GuestBinaries>,
+    /// Packages to use instead of those that this crate carries for the image.
+    pub lock: Option<Lock>,
+}
+
+/// `$POLLUX_CACHE`, or `.cache/pollux` in the home folder.
+pub fn cache_dir() -> PathBuf {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("POLLUX_CACHE").unwrap_or_else(|| set("HOME").unwrap_or_else(|| PathBuf::from("/var/tmp")).join(".cache/pollux"))
+}
+
+/// The lock for the packages that are on the mirror now.
+pub fn relock(name: &str) -> Result<Lock> {
+    let (manifest, _) = Manifest::carried(name)?;
+    packages::lock_present(&manifest)
+}
+
+/// Builds the image called `name`, or finds it built.
+pub fn build(name: &str, options: &Options, progress: Progress<'_>) -> Result<Image> {
+    let (manifest, carried) = Manifest::carried(name)?;
+    let lock = options.lock.clone().unwrap_or(carried);
+    let guest = options.guest.as_ref().map(read_guest).transpose()?;
+    let images = options.cache_dir.join("images");
+
+    let hash = input_hash(&manifest, &lock, guest.as_ref());
+    let published = if guest.is_some() { name.to_owned() } else { format!("{name}-bare") };
+    if let Ok(image) = Image::open(images.join(folder(&published, &hash))) {
+        progress(&format!("{} is built already", folder(&published, &hash)));
+        publish(&images, &published, &folder(&published, &hash))?;
+        return Ok(image);
+    }
+
+    let (lock, debs) = packages::fetch(&manifest, &lock, &options.cache_dir.join("debs"), progress)?;
+    // Another hash if the mirror no longer had what was locked.
+    let hash = input_hash(&manifest, &lock, guest.as_ref());
+    let folder = folder(&published, &hash);
+    let target = images.join(&folder);
+
+    fs::create_dir_all(&images).map_err(|source| BuildError::io("create", &images, source))?;
+    let work = tempfile::Builder::new()
+        .prefix(".building-")
+        .tempdir_in(&images)
+        .map_err(|source| BuildError::io("create a folder in", &images, source))?;
+    let inputs = Inputs { manifest: &manifest, lock: &lock, debs: &debs, guest };
+    let sealed = inputs.write(work.path(), &hash, progress)?;
+    write_file(&work.path().join(image::MANIFEST), sealed.as_bytes())?;
+
+    // A damaged image, or one that another build has just made.
+    if target.exists() && Image::open(&target).is_err() {
+        fs::remove_dir_all(&target).map_err(|source| BuildError::io("remove", &target, source))?;
+    }
+    if !target.exists() {
+        let work = work.keep();
+        fs::rename(&work, &target).map_err(|source| BuildError::io("put in place", &target, source))?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&target, mode).map_err(|source| BuildError::io("open up", &target, source))?;
+    }
+    publish(&images, &published, &folder)?;
+    progress(&format!("built {}", target.display()));
+    Ok(Image::open(target)?)
+}
+
+fn folder(name: &str, hash: &str) -> String {
+    format!("{name}-{}", &hash[..HASH_DIGITS])
+}
+
+/// Points `images/NAME` at the image built last.
+fn publish(images: &Path, name: &str, folder: &str) -> Result<()> {
+    let link = images.join(name);
+    if fs::read_link(&link).is_ok_and(|target| target == Path::new(folder)) {
+        return Ok(());
+    }
+    let fresh = images.join(format!(".{name}-{}", std::process::id()));
+    let failed = |source| BuildError::io("link", &link, source);
+    if fresh.is_symlink() {
+        fs::remove_file(&fresh).map_err(failed)?;
+    }
+    symlink(folder, &fresh).map_err(failed)?;
+    fs::rename(&fresh, &link).map_err(failed)
+}
+
+/// The guest's programs as built; they are stripped only if an image is really made.
+struct Guest {
+    binaries: GuestBinaries,
+    hashes: [String; 2],
+}
+
+fn read_guest(binaries: &GuestBinaries) -> Result<Guest> {
+    let hash = |program, package: &str, path: &Path| match File::open(path) {
+        Ok(file) => sha256_of(file).map_err(|source| BuildError::io("read", path, source)),
+        Err(_) => Err(BuildError::GuestProgramMissing { program, path: path.to_owned(), command: cross_build_command(package) }),
+    };
+    let hashes = [hash("handset", "handset", &binaries.handset)?, hash("agent", "sync-agent", &binaries.agent)?];
+    Ok(Guest { binaries: binaries.clone(), hashes })
+}
+
+fn cross_build_command(package: &str) -> String {
+    format!(
+        "RUSTC=/usr/bin/rustc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+         RUSTFLAGS=\"-C target-feature=+crt-static\" CARGO_TARGET_DIR={} \
+         cargo build -p {package} --target aarch64-unknown-linux-gnu",
+        cache_dir().join("target-arm64").display()
+    )
+}
+
+fn input_hash(manifest: &Manifest, lock: &Lock, guest: Option<&Guest>) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(format!("pollux image {FORMAT}\n{manifest:?}\n{}\n", lock.to_text()));
+    hasher.update(format!("{:?}\n", guest.map(|guest| &guest.hashes)));
+    hasher.update(initramfs::INIT);
+    overlay::fingerprint(|bytes| hasher.update(bytes));
+    hex::encode(hasher.finalize())
+}
+
+struct Inputs<'a> {
+    manifest: &'a Manifest,
+    lock: &'a Lock,
+    debs: &'a Debs,
+    guest: Option<Guest>,
+}
+
+impl Inputs<'_> {
+    /// Writes all pieces into `dir` and returns the manifest that seals them.
+    fn write(&self, dir: &Path, hash: &str, progress: Progress<'_>) -> Result<String> {
+        let manifest = self.manifest;
+        progress("unpacking the kernel");
+        let kernel = initramfs::read_kernel(manifest, self.deb_of_kernel()?)?;
+        let mut base = self.base_from_packages(progress)?;
+        let busybox = match base.get("usr/bin/busybox").map(|entry| &entry.node) {
+            Some(Node::File(contents)) => contents.clone(),
+            _ => return Err(BuildError::NotLocked { name: manifest.name.clone(), package: "busybox-static".into() }),
+        };
+
+        progress("writing kernel and initramfs");
+        write_file(&dir.join(image::KERNEL), &kernel.image)?;
+        let path = dir.join(image::INITRAMFS);
+        write_with(&path, |out| cpio::write(&initramfs::tree(&kernel, &busybox), out, manifest.epoch))?;
+
+        progress("writing the base tree");
+        overlay::apply(&mut base, self.programs(dir)?.as_ref(), &self.identity(hash));
+        write_with(&dir.join(image::BASE_TAR), |out| base.write_tar(out, manifest.epoch))?;
+        let base_dir = dir.join(image::BASE_DIR);
+        fs::create_dir(&base_dir)
+            .and_then(|()| base.unpack(&base_dir, is_root(&base_dir)))
+            .map_err(|source| BuildError::io("unpack the base tree into", &base_dir, source))?;
+
+        progress("writing the disk");
+        disk::make(&base, &base_dir, &dir.join(image::DISK), manifest.disk_mib, manifest.epoch)?;
+
+        let sealed = BuiltManifest {
+            name: manifest.name.clone(),
+            hash: hash.to_owned(),
+            architecture: manifest.architecture.clone(),
+            os: manifest.os.clone(),
+            os_version: manifest.os_version.clone(),
+            ram_mib: manifest.ram_mib,
+            kernel_cmdline: manifest.kernel_cmdline.clone(),
+            display: manifest.display,
+            pieces: Pieces {
+                kernel: piece(&dir.join(image::KERNEL))?,
+                initramfs: piece(&dir.join(image::INITRAMFS))?,
+                base_tar: piece(&dir.join(image::BASE_TAR))?,
+                disk: piece(&dir.join(image::DISK))?,
+            },
+            sync: manifest.sync.clone(),
+        };
+        Ok(toml::to_string(&sealed).expect("plain strings and numbers always serialise"))
+    }
+
+    fn deb_of_kernel(&self) -> Result<&Path> {
+        let locked = self.lock.find_kernel();
+        locked
+            .and_then(|package| self.debs.get(&package.name))
+            .map(PathBuf::as_path)
+            .ok_or_else(|| self.not_locked(&self.manifest.kernel.metapackage))
+    }
+
+    fn not_locked(&self, package: &str) -> BuildError {
+        BuildError::NotLocked { name: self.manifest.name.clone(), package: package.to_owned() }
+    }
+
+    fn base_from_packages(&self, progress: Progress<'_>) -> Result<Tree> {
+        let mut base = Tree::default();
+        for package in &self.manifest.packages {
+            progress(&format!("unpacking {}", package.name));
+            let deb = self.debs.get(&package.name).ok_or_else(|| self.not_locked(&package.name))?;
+            let wanted = |path: &str| {
+                package.paths.iter().any(|wanted| match wanted.strip_suffix('/') {
+                    Some(_) => path.starts_with(wanted.as_str()),
+                    None => path == wanted,
+                })
+            };
+            let files = deb::read(deb, wanted)?;
+            for path in package.paths.iter().filter(|path| !path.ends_with('/')) {
+                if files.get(path).is_none() {
+                    return Err(BuildError::Package { path: deb.clone(), what: format!("it carries no {path}") });
+                }
+            }
+            for (path, entry) in files.iter() {
+                if !matches!(entry.node, Node::Directory) {
+                    base.insert(&merged_usr(path), entry.clone());
+                }
+            }
+        }
+        Ok(base)
+    }
+
+    /// What the system, and its agent, can know of their own image.
+    fn identity(&self, hash: &str) -> String {
+        #[derive(serde::Serialize)]
+        struct Identity<'a> {
+            name: &'a str,
+            hash: &'a str,
+            architecture: &'a str,
+            os: &'a str,
+            os_version: &'a str,
+            sync: &'a crate::manifest::Sync,
+        }
+        let Manifest { name, architecture, os, os_version, sync, .. } = self.manifest;
+        toml::to_string(&Identity { name, hash, architecture, os, os_version, sync })
+            .expect("plain strings and numbers always serialise")
+    }
+
+    fn programs(&self, scratch: &Path) -> Result<Option<GuestPrograms>> {
+        let Some(guest) = &self.guest else { return Ok(None) };
+        let strip = |path: &Path| stripped(path, scratch);
+        Ok(Some(GuestPrograms { handset: strip(&guest.binaries.handset)?, agent: strip(&guest.binaries.agent)? }))
+    }
+}
+
+/// The program without its symbols: a third of the size, and all that a phone needs.
+fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
+    const STRIP: &str = "aarch64-linux-gnu-strip";
+    let target = scratch.join("stripped");
+    let output = Command::new(STRIP)
+        .args(["--strip-all", "--enable-deterministic-archives", "-o"])
+        .args([&target, program])
+        .output()
+        .map_err(|source| BuildError::tool(STRIP, source))?;
+    if !output.status.success() {
+        let what = format!("{STRIP} {}: {}", program.display(), String::from_utf8_lossy(&output.stderr).trim());
+        return Err(BuildError::Tool { what, source: None });
+    }
+    let contents = fs::read(&target).map_err(|source| BuildError::io("read", &target, source))?;
+    fs::remove_file(&target).map_err(|source| BuildError::io("remove", &target, source))?;
+    Ok(contents)
+}
+
+/// Whoever made `dir` is who we are.
+fn is_root(dir: &Path) -> bool {
+    fs::metadata(dir).is_ok_and(|metadata| metadata.uid() == 0)
+}
+
+fn piece(path: &Path) -> Result<Piece> {
+    let read = |source| BuildError::io("read", path, source);
+    let file = File::open(path).map_err(read)?;
+    let size = file.metadata().map_err(read)?.len();
+    Ok(Piece { sha256: sha256_of(file).map_err(read)?, size })
+}
+
+fn write_file(path: &Path, contents: &[u8]) -> Result<()> {
+    fs::write(path, contents).map_err(|source| BuildError::io("write", path, source))
+}
+
+fn write_with(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
+    let failed = |source| BuildError::io("write", path, source);
+    let mut out = BufWriter::new(File::create(path).map_err(failed)?);
+    write(&mut out).map_err(failed)?;
+    out.flush().map_err(failed)
+}
