@@ -9,9 +9,11 @@
 //! [`GuestAccess::connect`] its handle. To pause: stop the vCPU, [`Transport::quiesce`] each, [`GuestAccess::close_gate`].
 //! To save: pause, then [`Transport::save`] each. To restore: [`Transport::restore`] each before the vCPU runs.
 
+pub mod block;
 #[cfg(any(test, feature = "fake-driver"))]
 pub mod fake_driver;
 mod guest;
+pub mod input;
 mod interrupt;
 mod mmio;
 mod queue;
@@ -19,6 +21,9 @@ pub mod rng;
 mod worker;
 
 use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 pub use guest::GuestAccess;
 pub use interrupt::Interrupt;
@@ -84,6 +89,18 @@ pub struct Activation {
 pub struct DeviceState {
     pub fields: serde_json::Value,
     pub blob: Vec<u8>,
+}
+
+impl DeviceState {
+    /// For a device that keeps all in `fields`.
+    fn of(fields: &impl Serialize) -> Self {
+        let fields = serde_json::to_value(fields).expect("device state is plain data with string keys");
+        Self { fields, blob: Vec::new() }
+    }
+
+    fn fields<T: DeserializeOwned>(&self, device: &'static str) -> Result<T, RestoreError> {
+        T::deserialize(&self.fields).map_err(|e| RestoreError::damaged(device, e))
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -52,20 +52,23 @@ impl Kick {
 }
 
 impl Worker {
-    /// Starts the thread. Fails where the host has no threads left.
+    /// Starts the thread. `None`, said in the log, where the host has no threads left: the device then hears nothing
+    /// from outside.
     pub(super) fn start(
-        name: &str,
+        name: &'static str,
         outside: Arc<impl Outside>,
         kick: Kick,
         guest: Arc<GuestAccess>,
-    ) -> std::io::Result<Self> {
+    ) -> Option<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (kick_there, stop_there, guest_there) = (kick.clone(), stop.clone(), guest.clone());
         let thread = std::thread::Builder::new()
             .name(format!("virtio-{name}"))
             .stack_size(STACK_BYTES)
-            .spawn(move || run(outside.as_ref(), &kick_there, &stop_there, &guest_there))?;
-        Ok(Self { kick, stop, guest, thread: Some(thread) })
+            .spawn(move || run(outside.as_ref(), &kick_there, &stop_there, &guest_there))
+            .inspect_err(|error| tracing::error!(device = name, %error, "cannot start a virtio device's thread"))
+            .ok();
+        thread.is_some().then_some(Self { kick, stop, guest, thread })
     }
 }
 
