@@ -9,6 +9,8 @@ pub mod clock;
 pub mod devices;
 mod devicetree;
 pub mod layout;
+pub mod machine;
 pub mod memory;
+pub mod snapshot;
 pub mod vcpu;
 pub mod virtio;

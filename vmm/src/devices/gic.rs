@@ -145,11 +145,14 @@ impl Gic {
         self.lock().state.clone()
     }
 
-    /// Takes up a saved state; the CPU's interrupt input follows at once.
+    /// Takes up a saved state and drives the CPU's interrupt input, which may have been restored to another level.
     pub fn restore(&self, state: GicState) {
         let mut inner = self.lock();
         inner.state = state;
         inner.update();
+        if let Some(cpu) = &inner.cpu {
+            cpu.set_irq(inner.output);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -1,0 +1,139 @@
+//! Files written, read back, and damaged in every way that the format can notice.
+
+use std::os::unix::fs::MetadataExt;
+
+use super::*;
+
+const RAM_SIZE: u64 = 64 << 20;
+
+fn state() -> MachineState {
+    MachineState {
+        run_time: Duration::from_millis(1234),
+        gic: GicState::default(),
+        uart: UartState::default(),
+        rtc: RtcState::default(),
+        cpu: vec![1, 2, 3],
+        devices: vec![
+            DeviceBytes { name: "block".into(), bytes: vec![9; 10] },
+            DeviceBytes { name: "gpu".into(), bytes: Vec::new() },
+        ],
+    }
+}
+
+fn ram() -> GuestRam {
+    let ram = memory::anonymous(RAM_SIZE).unwrap();
+    let put = |value: u64, at: u64| ram.write_obj(value, GuestAddress(layout::RAM_BASE + at)).unwrap();
+    put(11, 0);
+    put(12, (3 << 20) + 4096);
+    put(13, (3 << 20) + 8192);
+    put(14, RAM_SIZE - 8);
+    ram
+}
+
+fn saved(dir: &tempfile::TempDir) -> PathBuf {
+    let path = dir.path().join("saved");
+    write(&path, "build 1", &state(), &ram()).unwrap();
+    path
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = saved(&dir);
+    let snapshot = Snapshot::open(&path, "build 1").unwrap();
+    assert_eq!(snapshot.state(), state());
+    snapshot.verify_ram().unwrap();
+    let (ours, theirs) = (ram(), snapshot.ram().unwrap());
+    let read = |ram: &GuestRam| {
+        let mut bytes = vec![0; RAM_SIZE as usize];
+        ram.read_slice(&mut bytes, GuestAddress(layout::RAM_BASE)).unwrap();
+        bytes
+    };
+    assert!(read(&ours) == read(&theirs));
+    let metadata = std::fs::metadata(&path).unwrap();
+    assert!(metadata.blocks() * 512 < 1 << 20, "zeros take no room");
+    assert_eq!(metadata.mode() & 0o777, 0o600);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+}
+
+#[test]
+fn restored_ram_is_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = saved(&dir);
+    let snapshot = Snapshot::open(&path, "build 1").unwrap();
+    let (one, two) = (snapshot.ram().unwrap(), snapshot.ram().unwrap());
+    one.write_obj(99u64, GuestAddress(layout::RAM_BASE)).unwrap();
+    assert_eq!(two.read_obj::<u64>(GuestAddress(layout::RAM_BASE)).unwrap(), 11);
+    snapshot.verify_ram().unwrap();
+    // A machine may be saved over the file that it was restored from.
+    write(&path, "build 1", &state(), &one).unwrap();
+    assert_eq!(one.read_obj::<u64>(GuestAddress(layout::RAM_BASE + RAM_SIZE - 8)).unwrap(), 14);
+    let again = Snapshot::open(&path, "build 1").unwrap().ram().unwrap();
+    assert_eq!(again.read_obj::<u64>(GuestAddress(layout::RAM_BASE)).unwrap(), 99);
+}
+
+#[test]
+fn other_builds_and_foreign_files_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = saved(&dir);
+    let says = |result: Result<Snapshot, SnapshotError>, text: &str| {
+        let error = result.err().unwrap().to_string();
+        assert!(error.contains(text), "{error} does not say {text}");
+    };
+    says(Snapshot::open(&path, "build 2"), "was saved by build 1; this is build 2");
+    says(Snapshot::open(&dir.path().join("none"), "build 1"), "cannot read snapshot");
+    for foreign in [&b""[..], b"hello", &[7; 5000]] {
+        std::fs::write(dir.path().join("foreign"), foreign).unwrap();
+        says(Snapshot::open(&dir.path().join("foreign"), "build 1"), "is not a saved machine");
+    }
+}
+
+#[test]
+fn damage_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = saved(&dir);
+    let head_len = {
+        let bytes = std::fs::read(&path).unwrap();
+        u64::from(u32::from_le_bytes(bytes[12..16].try_into().unwrap()))
+    };
+    let flip = |at: u64, text: &str| {
+        let copy = dir.path().join("copy");
+        std::fs::copy(&path, &copy).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&copy).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        let result = Snapshot::open(&copy, "build 1").and_then(|s| s.verify_ram());
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(text), "flipped {at}: {error} does not say {text}");
+    };
+    let prefix = PREFIX_BYTES as u64;
+    flip(0, "not a saved machine");
+    flip(8, "format 0");
+    flip(14, "checksum of its head");
+    flip(15, "cut short");
+    flip(20, "checksum of its head");
+    flip(prefix + 7, "checksum of its head");
+    flip(prefix + head_len + 1, "checksum of CPU and devices");
+    flip(prefix + head_len + 12, "checksum of CPU and devices");
+    let length = std::fs::metadata(&path).unwrap().len();
+    flip(length - 1, "checksum of RAM");
+    flip(length - (4 << 20), "checksum of RAM");
+
+    for cut in [length - 1, prefix + head_len, prefix + 3, 30] {
+        let copy = dir.path().join("cut");
+        std::fs::copy(&path, &copy).unwrap();
+        OpenOptions::new().write(true).open(&copy).unwrap().set_len(cut).unwrap();
+        assert!(Snapshot::open(&copy, "build 1").is_err(), "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_failed_save_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("taken");
+    std::fs::create_dir(&path).unwrap();
+    assert!(write(&path, "build 1", &state(), &ram()).is_err());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert!(write(&dir.path().join("no/such/place"), "build 1", &state(), &ram()).is_err());
+}
