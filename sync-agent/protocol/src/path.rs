@@ -1,6 +1,6 @@
 //! Paths on a phone: bytes, absolute, with nothing in them that could lead elsewhere.
 
-use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -8,8 +8,9 @@ use std::path::Path;
 
 use crate::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX};
 
-/// An absolute path without empty, `.` or `..` components. Any bytes but NUL. Compares as bytes.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// An absolute path without empty, `.` or `..` components. Any bytes but NUL. Orders by components, each compared as
+/// bytes: a sorted list is a depth-first walk, with siblings sorted by name.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct PhonePath(Vec<u8>);
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -142,9 +143,15 @@ impl fmt::Debug for PhonePath {
     }
 }
 
-impl Borrow<[u8]> for PhonePath {
-    fn borrow(&self) -> &[u8] {
-        &self.0
+impl Ord for PhonePath {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.components().cmp(other.components())
+    }
+}
+
+impl PartialOrd for PhonePath {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -190,6 +197,13 @@ mod tests {
         assert_eq!(path("/").name(), None);
         assert_eq!(path("/").join(b"a"), Ok(path("/a")));
         assert!(path("/a").join(b"..").is_err() && path("/a").join(b"b/c").is_err());
+    }
+
+    #[test]
+    fn order_is_a_walk() {
+        let mut paths = [path("/a-b"), path("/a/c"), path("/b"), path("/a"), path("/")];
+        paths.sort();
+        assert_eq!(paths, [path("/"), path("/a"), path("/a/c"), path("/a-b"), path("/b")]);
     }
 
     #[test]

@@ -60,8 +60,8 @@ fn outermost(paths: impl IntoIterator<Item = PhonePath>) -> Vec<PhonePath> {
     sorted.sort();
     let mut kept: Vec<PhonePath> = Vec::new();
     for path in sorted {
-        // "/a", "/a-b", "/a/c" is their order as bytes, so all kept ones have to be asked.
-        if !kept.iter().any(|outer| path.is_within(outer)) {
+        // Sorted paths walk depth-first: what is within another follows it.
+        if !kept.last().is_some_and(|outer| path.is_within(outer)) {
             kept.push(path);
         }
     }

@@ -128,8 +128,8 @@ fn update_bytes(hasher: &mut blake3::Hasher, bytes: &[u8]) {
 
 /// One pass over a whole tree in depth-first order, for those who hold it as a flat list of paths.
 ///
-/// Feed every path beneath the roots, and the roots themselves, children after their directory and siblings sorted as
-/// bytes (that is: sorted by components). Directories' `content` is ignored and computed.
+/// Feed every path beneath the roots, and the roots themselves, in the order of [`PhonePath`]. Directories' `content` is
+/// ignored and computed.
 pub struct TreeHasher {
     open: Vec<(PhonePath, Entry, DirectoryHasher)>,
     done: Vec<(PhonePath, Entry)>,
