@@ -12,6 +12,7 @@
 pub mod block;
 #[cfg(any(test, feature = "fake-driver"))]
 pub mod fake_driver;
+pub mod gpu;
 mod guest;
 pub mod input;
 mod interrupt;
