@@ -1,0 +1,12 @@
+//! The virtual CPU on Unicorn, and the process around one machine (`pollux-twin`).
+//!
+//! GPL-2.0-only, because it links Unicorn. Nothing else of Pollux links this crate: the appliance reaches a machine over
+//! its control socket.
+
+mod alarm;
+pub mod cpu;
+mod engine;
+mod handle;
+mod psci;
+mod state;
+mod timer;
