@@ -10,6 +10,7 @@
 //! To save: pause, then [`Transport::save`] each. To restore: [`Transport::restore`] each before the vCPU runs.
 
 pub mod block;
+pub mod console;
 #[cfg(any(test, feature = "fake-driver"))]
 pub mod fake_driver;
 pub mod gpu;
