@@ -1,0 +1,69 @@
+//! Every screen as a picture, with sample data: what `handset --render DIR` writes.
+
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::bench_phone::BenchPhone;
+use crate::draw::font::Fonts;
+
+/// Renders all screens into `folder` as PNG files, at `scale` pixels per dp.
+pub fn render(folder: &Path, fonts: &Path, scale: i32) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let home = folder.join("home");
+    if home.exists() {
+        fs::remove_dir_all(&home)?;
+    }
+    fs::create_dir_all(&home)?;
+    sample(&home)?;
+    let fonts = Rc::new(Fonts::load(fonts, scale)?);
+    let mut phone = BenchPhone::new(&home, fonts, 360 * scale, 720 * scale);
+    let shot = |phone: &BenchPhone, name: &str| -> Result<()> {
+        let png = phone.png().map_err(|e| anyhow!(e))?;
+        fs::write(folder.join(format!("{name}.png")), png).context("writing a picture")
+    };
+    for (name, steps) in TOUR {
+        for step in steps.split_ascii_whitespace() {
+            match step.strip_prefix("type:") {
+                Some(text) => phone.type_text(&text.replace('_', " ").replace('|', "\n")),
+                None => ensure!(phone.tap(step), "{name}: no target {step}"),
+            }
+        }
+        shot(&phone, name)?;
+    }
+    Ok(())
+}
+
+/// Each picture's name, and the taps (target names) and typing that lead there from the one before.
+const TOUR: &[(&str, &str)] = &[
+    ("01-home", ""),
+    ("02-keypad", "home.phone phone.key.0 phone.key.1 phone.key.7 phone.key.1"),
+    ("03-call", "phone.key.2 phone.key.3 phone.key.4 phone.key.5 phone.key.6 phone.call call.speaker"),
+    ("04-recents", "call.hangup phone.tab.recents"),
+    ("05-notes", "nav.home home.notes"),
+    ("06-note", "notes.row.0 type:|Grüße_aus_Köln,_привет_из_Москвы!"),
+];
+
+fn sample(home: &Path) -> Result<()> {
+    let contacts = home.join(crate::store::contacts::FOLDER);
+    fs::create_dir_all(&contacts)?;
+    for (file, name, phone, email) in [
+        ("anna", "Anna Schmidt", "+49171234567", "anna.schmidt@example.com"),
+        ("ben", "Benjamin Okafor", "+4915112345678", "ben@example.com"),
+        ("olga", "Ольга Иванова", "+79161234567", "olga@example.ru"),
+        ("chloe", "Chloé Dubois", "+33612345678", ""),
+        ("desk", "Help desk", "+498001234567", "help@example.com"),
+    ] {
+        let email = if email.is_empty() { String::new() } else { format!("EMAIL:{email}\r\n") };
+        let card = format!("BEGIN:VCARD\r\nVERSION:3.0\r\nFN:{name}\r\nTEL;TYPE=CELL:{phone}\r\n{email}END:VCARD\r\n");
+        fs::write(contacts.join(format!("{file}.vcf")), card)?;
+    }
+    let notes = home.join("Notes");
+    fs::create_dir_all(&notes)?;
+    fs::write(notes.join("Note 1.txt"), "Shopping\nMilk, bread, coffee, two lemons\n")?;
+    fs::write(notes.join("Note 2.txt"), "Flight to Lisbon\nTuesday 07:35, gate B12, seat 14A\nHotel: Rua da Bica 20")?;
+    fs::write(notes.join("Note 3.txt"), "Заметки с встречи\nДоговорились о сроках: до 12 декабря")?;
+    Ok(())
+}
