@@ -5,7 +5,11 @@ import { useQuery, useQueryClient } from '@tanstack/react-query';
 import { Link, Navigate, Route, Routes, useLocation } from 'react-router';
 
 import { ApiError, logOut, me, type Me } from './api';
+import { useLive } from './live';
 import { Login } from './pages/Login';
+import { PhonePage } from './pages/Phone';
+import { Phones } from './pages/Phones';
+import { Reports } from './pages/Reports';
 import { Failure } from './parts/Failure';
 
 const ROLES = { admin: 'Administrator', helpdesk: 'Help desk', mai: 'Usage intelligence' };
@@ -30,6 +34,7 @@ export function App() {
 function Shell({ me }: { me: Me }) {
   const [open, { toggle, close }] = useDisclosure();
   const { pathname } = useLocation();
+  useLive();
   const sections = SECTIONS.filter((section) => section.roles.includes(me.role));
   return (
     <AppShell header={{ height: 56 }} navbar={{ width: 200, breakpoint: 'sm', collapsed: { mobile: !open } }} padding="lg">
@@ -58,6 +63,9 @@ function Shell({ me }: { me: Me }) {
       </AppShell.Navbar>
       <AppShell.Main>
         <Routes>
+          <Route path="/phones" element={<Phones me={me} />} />
+          <Route path="/phones/:id" element={<PhonePage me={me} />} />
+          <Route path="/reports" element={<Reports />} />
           <Route path="*" element={<Navigate to={sections[0]?.path ?? '/'} replace />} />
         </Routes>
       </AppShell.Main>
