@@ -13,6 +13,7 @@ pub mod block;
 pub mod console;
 #[cfg(any(test, feature = "fake-driver"))]
 pub mod fake_driver;
+pub mod fs;
 pub mod gpu;
 mod guest;
 pub mod input;
