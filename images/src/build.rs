@@ -154,7 +154,7 @@ fn input_hash(manifest: &Manifest, lock: &Lock, guest: Option<&Guest>) -> String
     let mut hasher = Sha256::new();
     hasher.update(format!("pollux image {FORMAT}\n{manifest:?}\n{}\n", lock.to_text()));
     hasher.update(format!("{:?}\n", guest.map(|guest| &guest.hashes)));
-    hasher.update(initramfs::INIT);
+    initramfs::fingerprint(|bytes| hasher.update(bytes));
     overlay::fingerprint(|bytes| hasher.update(bytes));
     hex::encode(hasher.finalize())
 }
@@ -181,7 +181,7 @@ impl Inputs<'_> {
         progress("writing kernel and initramfs");
         write_file(&dir.join(image::KERNEL), &kernel.image)?;
         let path = dir.join(image::INITRAMFS);
-        write_with(&path, |out| cpio::write(&initramfs::tree(&kernel, &busybox), out, manifest.epoch))?;
+        write_with(&path, |out| cpio::write(&initramfs::tree(manifest, &kernel, &busybox), out, manifest.epoch))?;
 
         progress("writing the base tree");
         overlay::apply(&mut base, self.programs(dir)?.as_ref(), &self.identity(hash));

@@ -1,42 +1,32 @@
 //! The first user space of a guest: kernel modules, busybox, and `/init`, which finds the root and hands over to it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::manifest::Manifest;
 use crate::tree::{Entry, Node, Tree};
-use crate::{BuildError, Result, deb};
+use crate::{BuildError, Result, deb, module};
 
-pub(crate) const INIT: &str = include_str!("../initramfs/init");
+const INIT: &str = include_str!("../initramfs/init");
+const FSTAB: &str = include_str!("../initramfs/fstab");
 /// Programs that `/init` runs, as links: busybox's shell finds its own applets only once /proc is mounted.
-const APPLETS: &[&str] = &["chown", "cttyhack", "date", "insmod", "ln", "mkdir", "mount", "setsid", "sh", "sleep", "switch_root"];
+const APPLETS: &[&str] = &["cat", "chown", "cttyhack", "date", "insmod", "ln", "mkdir", "mount", "setsid", "sh", "sleep", "switch_root"];
 const CONSOLE: Node = Node::CharDevice { major: 5, minor: 1 };
 
 /// What a kernel package gives to an image.
 pub(crate) struct Kernel {
     /// A raw arm64 `Image`.
     pub(crate) image: Vec<u8>,
-    /// File name without `.ko`, parameters, contents; in the order of loading.
-    pub(crate) modules: Vec<Module>,
-}
-
-pub(crate) struct Module {
-    pub(crate) name: String,
-    pub(crate) parameters: String,
-    pub(crate) contents: Vec<u8>,
+    /// File names without `.ko`, and contents.
+    modules: BTreeMap<String, Vec<u8>>,
 }
 
 /// Takes the kernel and the modules that `manifest` names out of a kernel package.
 pub(crate) fn read_kernel(manifest: &Manifest, package: &Path) -> Result<Kernel> {
-    let wanted: Vec<(&str, &str)> = manifest
-        .kernel
-        .modules
-        .iter()
-        .map(|module| module.split_once(' ').unwrap_or((module, "")))
-        .collect();
+    let wanted: BTreeSet<&str> = lists(manifest).into_iter().flat_map(|(_, list)| list).map(|line| module_name(line)).collect();
     let files = deb::read(package, |path| {
         let name = path.rsplit('/').next().unwrap_or_default();
-        path.starts_with("boot/vmlinuz-")
-            || name.strip_suffix(".ko").is_some_and(|stem| wanted.iter().any(|(name, _)| *name == stem))
+        path.starts_with("boot/vmlinuz-") || name.strip_suffix(".ko").is_some_and(|stem| wanted.contains(stem))
     })?;
     let failed = |what: String| BuildError::Package { path: package.to_owned(), what };
     let packed = files
@@ -47,15 +37,23 @@ pub(crate) fn read_kernel(manifest: &Manifest, package: &Path) -> Result<Kernel>
         })
         .ok_or_else(|| failed("it carries no kernel".into()))?;
     let image = raw_image(packed).map_err(failed)?;
-    let mut modules = Vec::new();
-    for (name, parameters) in wanted {
-        let contents = files
-            .find_file(&format!("{name}.ko"))
-            .ok_or_else(|| failed(format!("it carries no module {name}")))?
-            .to_vec();
-        modules.push(Module { name: name.to_owned(), parameters: parameters.to_owned(), contents });
+    let mut modules = BTreeMap::new();
+    for name in wanted {
+        let module = files.find_file(&format!("{name}.ko")).ok_or_else(|| failed(format!("it carries no module {name}")))?;
+        let quick = module::quicken(module).map_err(|what| failed(format!("its module {name} is no 64-bit ELF file: {what}")))?;
+        modules.insert(name.to_owned(), quick);
     }
     Ok(Kernel { image, modules })
+}
+
+/// The order of loading: for every machine, for one that starts from a disk, for one that starts from its flash.
+fn lists(manifest: &Manifest) -> [(&'static str, &Vec<String>); 3] {
+    let kernel = &manifest.kernel;
+    [("all", &kernel.modules), ("disk", &kernel.disk_modules), ("flash", &kernel.flash_modules)]
+}
+
+fn module_name(line: &str) -> &str {
+    line.split(' ').next().unwrap_or_default()
 }
 
 /// Debian's arm64 kernel is either the raw `Image` or that in gzip (Documentation/arm64/booting.rst).
@@ -71,8 +69,13 @@ fn raw_image(packed: &[u8]) -> std::result::Result<Vec<u8>, String> {
     if image.get(0x38..0x3c) == Some(b"ARM\x64") { Ok(image) } else { Err("its kernel is no arm64 Image".into()) }
 }
 
+/// What decides the initramfs beside packages and manifest, for the image's hash.
+pub(crate) fn fingerprint(mut add: impl FnMut(&[u8])) {
+    add(format!("{INIT}\0{FSTAB}\0{APPLETS:?}").as_bytes());
+}
+
 /// The initramfs as a tree, ready to be written as cpio.
-pub(crate) fn tree(kernel: &Kernel, busybox: &[u8]) -> Tree {
+pub(crate) fn tree(manifest: &Manifest, kernel: &Kernel, busybox: &[u8]) -> Tree {
     let mut tree = Tree::default();
     for dir in ["dev", "proc", "sys", "run", "newroot"] {
         tree.insert(dir, Entry::directory(0o755));
@@ -84,12 +87,13 @@ pub(crate) fn tree(kernel: &Kernel, busybox: &[u8]) -> Tree {
         tree.insert(&format!("bin/{applet}"), Entry::symlink("busybox"));
     }
     tree.insert("init", Entry::file(0o755, INIT));
-    let mut order = String::new();
-    for module in &kernel.modules {
-        tree.insert(&format!("modules/{}.ko", module.name), Entry::file(0o644, module.contents.clone()));
-        order.push_str(format!("{}.ko {}", module.name, module.parameters).trim_end());
-        order.push('\n');
+    tree.insert("etc/fstab", Entry::file(0o644, FSTAB));
+    for (name, contents) in &kernel.modules {
+        tree.insert(&format!("modules/{name}.ko"), Entry::file(0o644, contents.as_slice()));
     }
-    tree.insert("modules/order", Entry::file(0o644, order));
+    for (list, lines) in lists(manifest) {
+        let text: String = lines.iter().map(|line| format!("{}.ko{}\n", module_name(line), &line[module_name(line).len()..])).collect();
+        tree.insert(&format!("modules/{list}"), Entry::file(0o644, text));
+    }
     tree
 }

@@ -12,6 +12,7 @@ mod disk;
 mod image;
 mod initramfs;
 mod manifest;
+mod module;
 mod overlay;
 mod packages;
 mod tree;

@@ -1,6 +1,7 @@
 //! `image-builder`: builds images without the rest of the appliance.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -35,7 +36,17 @@ enum Command {
     Verify { dir: PathBuf },
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("image-builder: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Arguments::parse().command {
         Command::Build { name, cache, guest, bare, relock } => {
             let lock = if relock { Some(write_lock(&name)?) } else { None };

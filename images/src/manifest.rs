@@ -44,6 +44,9 @@ pub struct Kernel {
     pub metapackage: String,
     /// Module names in the order of loading, each with its parameters after a space.
     pub modules: Vec<String>,
+    /// Loaded after these if the root is on a disk, and if it is on virtio-fs.
+    pub disk_modules: Vec<String>,
+    pub flash_modules: Vec<String>,
 }
 
 /// A package and the paths taken from it: files, or whole folders where the path ends in `/`.

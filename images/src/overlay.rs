@@ -8,15 +8,15 @@ use crate::tree::{Entry, Tree};
 pub(crate) const USER_ID: u32 = 1000;
 
 const FILES: &[(&str, u32, &[u8])] = &[
+    ("etc/fstab", 0o644, include_bytes!("../overlay/etc/fstab")),
     ("etc/group", 0o644, include_bytes!("../overlay/etc/group")),
     ("etc/hostname", 0o644, include_bytes!("../overlay/etc/hostname")),
     ("etc/hosts", 0o644, include_bytes!("../overlay/etc/hosts")),
     ("etc/init.d/agent", 0o755, include_bytes!("../overlay/etc/init.d/agent")),
-    ("etc/init.d/boot", 0o755, include_bytes!("../overlay/etc/init.d/boot")),
-    ("etc/init.d/network", 0o755, include_bytes!("../overlay/etc/init.d/network")),
+    ("etc/init.d/background", 0o755, include_bytes!("../overlay/etc/init.d/background")),
+    ("etc/init.d/devices", 0o755, include_bytes!("../overlay/etc/init.d/devices")),
     ("etc/init.d/shell", 0o755, include_bytes!("../overlay/etc/init.d/shell")),
     ("etc/inittab", 0o644, include_bytes!("../overlay/etc/inittab")),
-    ("etc/mdev.conf", 0o644, include_bytes!("../overlay/etc/mdev.conf")),
     ("etc/nsswitch.conf", 0o644, include_bytes!("../overlay/etc/nsswitch.conf")),
     ("etc/os-release", 0o644, include_bytes!("../overlay/etc/os-release")),
     ("etc/passwd", 0o644, include_bytes!("../overlay/etc/passwd")),
@@ -73,15 +73,15 @@ const APPLETS: &[&str] = &[
     "[", "ash", "awk", "base64", "basename", "cat", "chgrp", "chmod", "chown", "chroot", "clear", "cmp", "cp", "cut", "date", "dd",
     "df", "diff", "dirname", "dmesg", "du", "echo", "env", "expr", "false", "find", "free", "grep", "gunzip", "gzip", "head",
     "hexdump", "hostname", "id", "kill", "killall", "less", "ln", "logger", "ls", "md5sum", "mkdir", "mkfifo", "mknod", "mktemp",
-    "more", "mount", "mv", "nc", "netstat", "nice", "nslookup", "od", "passwd", "patch", "pidof", "ping", "printf", "ps", "pwd",
+    "more", "mount", "mv", "nc", "netstat", "nslookup", "od", "passwd", "patch", "pidof", "ping", "printf", "ps", "pwd",
     "readlink", "realpath", "renice", "reset", "rm", "rmdir", "sed", "seq", "setsid", "sh", "sha256sum", "sleep", "sort", "stat",
     "strings", "stty", "su", "sync", "tail", "tar", "tee", "telnet", "test", "time", "timeout", "top", "touch", "tr", "true",
     "tty", "umount", "uname", "uniq", "unzip", "uptime", "usleep", "vi", "watch", "wc", "wget", "which", "who", "whoami", "xargs",
     "xxd", "xz", "yes", "zcat",
 ];
 const SYSTEM_APPLETS: &[&str] = &[
-    "blkid", "depmod", "fdisk", "fsck", "getty", "halt", "ifconfig", "init", "insmod", "ip", "lsmod", "mdev", "modprobe", "poweroff",
-    "reboot", "rmmod", "route", "swapoff", "swapon", "switch_root", "sysctl", "syslogd", "udhcpc",
+    "depmod", "fdisk", "getty", "halt", "ifconfig", "init", "insmod", "ip", "lsmod", "modprobe", "poweroff",
+    "reboot", "rmmod", "route", "swapoff", "swapon", "switch_root", "sysctl", "syslogd", "udhcpc", "uevent",
 ];
 
 /// Our programs for the guest, as they are to be installed.
