@@ -14,6 +14,9 @@ fn main() -> anyhow::Result<()> {
             handset::gallery::render(&folder, &fonts, scale)
         }
         Some(other) => bail!("unknown option {other:?}; options: --render DIR"),
-        None => Ok(()),
+        None => {
+            let home = std::env::var_os("HOME").context("HOME is not set")?;
+            handset::platform::run(&PathBuf::from(home), &fonts)
+        }
     }
 }

@@ -32,6 +32,10 @@ pub const GREEN: Color = Color::rgb(0x178a4b);
 pub const GREEN_PRESSED: Color = Color::rgb(0x10693a);
 pub const RED: Color = Color::rgb(0xd23440);
 pub const RED_PRESSED: Color = Color::rgb(0xa72530);
+pub const RED_SOFT: Color = Color::rgb(0xfbe4e6);
+pub const RED_SOFT_PRESSED: Color = Color::rgb(0xf4cbcf);
+/// The time in a bubble of one's own.
+pub const BUBBLE_TIME: Color = Color::rgb(0xd5defc);
 pub const AMBER_SOFT: Color = Color::rgb(0xfff1d6);
 pub const AMBER_TEXT: Color = Color::rgb(0x6f4700);
 /// The screen of a call in progress.

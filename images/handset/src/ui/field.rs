@@ -40,6 +40,11 @@ impl Field {
         *self = Self { text: text.to_owned(), cursor, edited: false };
     }
 
+    /// Replaces the text as an edit by the user.
+    pub fn replace(&mut self, text: &str) {
+        *self = Self { text: text.to_owned(), cursor: text.len(), edited: true };
+    }
+
     /// Takes the text as saved.
     pub fn settle(&mut self) {
         self.edited = false;

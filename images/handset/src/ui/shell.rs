@@ -4,6 +4,7 @@
 //! scene is asked for in between makes no difference. A touch becomes an action when it is lifted
 //! over the target it began on; once it has moved further than a few dp it scrolls instead.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::builder::{Align, Target, Ui};
@@ -77,6 +78,11 @@ impl Shell {
 
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// A folder that the present screen lists besides [`Store::watched`], if any.
+    pub fn watched(&self) -> Option<PathBuf> {
+        self.views.last().and_then(|view| view.watched())
     }
 
     /// What can be touched now.
@@ -162,7 +168,7 @@ impl Shell {
     }
 
     fn go(&mut self, go: Go) {
-        if matches!(go, Go::Stay) {
+        if matches!(go, Go::Stay | Go::Keep) {
             return;
         }
         self.save();
@@ -171,7 +177,7 @@ impl Shell {
             return;
         }
         match go {
-            Go::Stay => return,
+            Go::Stay | Go::Keep => return,
             Go::Push(view) => self.views.push(view),
             Go::Replace(view) => {
                 self.drop_views(self.views.len() - 1);

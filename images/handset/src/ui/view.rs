@@ -1,5 +1,7 @@
 //! The contract between the shell and one screen.
 
+use std::path::PathBuf;
+
 use super::builder::Ui;
 use super::clock::Clock;
 use super::field::Field;
@@ -41,7 +43,10 @@ impl Context<'_> {
 
 /// Where to go after handling something.
 pub enum Go {
+    /// Nowhere; a back key that ends here leaves the view.
     Stay,
+    /// Nowhere, and the key was used.
+    Keep,
     Push(Box<dyn View>),
     /// In place of the present view.
     Replace(Box<dyn View>),
@@ -85,6 +90,11 @@ pub trait View {
 
     /// Reads its data anew, keeping what the user typed. Called when it appears and when files change.
     fn reload(&mut self, _cx: &mut Context<'_>) {}
+
+    /// A folder whose changes matter to it, besides those the store knows.
+    fn watched(&self) -> Option<PathBuf> {
+        None
+    }
 
     /// Whether something waits to be saved at the next pause.
     fn unsaved(&self) -> bool {
