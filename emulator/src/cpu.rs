@@ -23,6 +23,9 @@ use crate::timer::{Clock, Output, monotonic_ns};
 /// What the engine can be asked for: less does not hold the translation of one block, more cannot be counted.
 const TCG_BUFFER_BYTES: std::ops::RangeInclusive<usize> = 1 << 20..=1 << 30;
 
+/// Names the engine build, which alone understands the CPU states that it saved.
+pub const ENGINE_BUILD: &str = BUILD_ID;
+
 /// Implemented CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuModel {
@@ -277,3 +280,7 @@ impl Around for Surroundings {
         self.bus.write(address, data);
     }
 }
+
+#[cfg(test)]
+#[path = "cpu_tests.rs"]
+mod tests;

@@ -203,6 +203,12 @@ impl Console {
 
     /// Types a line at the prompt; gives what the guest printed before the next one.
     pub(crate) fn command(&mut self, line: &str) -> String {
+        self.type_line(line);
+        self.wait_for(PROMPT).replace('\r', "").trim().to_owned()
+    }
+
+    /// Types a line as fast as the guest reads.
+    pub(crate) fn type_line(&mut self, line: &str) {
         let input = self.machine.uart_input();
         let deadline = Instant::now() + PATIENCE;
         let mut rest = line.to_owned().into_bytes();
@@ -213,6 +219,5 @@ impl Console {
             assert!(Instant::now() < deadline, "the guest does not read its console");
             std::thread::yield_now();
         }
-        self.wait_for(PROMPT).replace('\r', "").trim().to_owned()
     }
 }
