@@ -3,6 +3,7 @@
 //!
 //! It panics when the device does something that a driver could not live with: it is no part of a machine.
 
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -259,10 +260,20 @@ impl<D: VirtioDevice> FakeDriver<D> {
         self.read32(reg::STATUS) & STATUS_NEEDS_RESET != 0
     }
 
-    /// Makes a chain available and notifies the device.
+    /// Makes a chain available and notifies the device if it wants that, as Linux does (virtio 1.2, 2.7.10).
     pub fn send(&mut self, queue: usize, parts: &[Part<'_>]) -> u16 {
         let head = self.add(queue, parts);
-        self.kick(queue);
+        fence(Ordering::SeqCst);
+        let q = &self.queues[queue];
+        let (used, size, new) = (q.used, u64::from(q.size), q.next_available);
+        let half = |address| u16::from_le_bytes(self.read_ram(address, 2).try_into().expect("2 bytes"));
+        let wanted = match self.features & F_EVENT_IDX {
+            0 => half(used) & 1 == 0,
+            _ => half(used + 4 + 8 * size) == new.wrapping_sub(1),
+        };
+        if wanted {
+            self.kick(queue);
+        }
         head
     }
 

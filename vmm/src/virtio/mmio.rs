@@ -74,6 +74,11 @@ impl<D: VirtioDevice> MmioTransport<D> {
         transport
     }
 
+    /// The device behind the registers.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
     /// Gives the device and the driver fresh queues; a device's thread may still hold the old ones for a moment.
     fn renew_queues(&mut self) {
         self.queues.iter().for_each(VirtQueue::set_unready);

@@ -19,6 +19,7 @@ mod guest;
 pub mod input;
 mod interrupt;
 mod mmio;
+pub mod net;
 mod queue;
 pub mod rng;
 mod worker;

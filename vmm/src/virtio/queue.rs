@@ -100,11 +100,12 @@ impl VirtQueue {
         }
     }
 
-    /// Whether [`VirtQueue::pop`] would give a chain (or break the queue).
+    /// Whether [`VirtQueue::pop`] would give a chain (or break the queue). As with `pop`, the driver notifies the device
+    /// of the next one after this said no.
     pub fn has_available(&self) -> bool {
-        let queue = lock(&self.0.queue);
-        let available = || queue.avail_idx(self.0.guest.ram().as_ref(), Ordering::Acquire);
-        queue.ready() && !self.is_broken() && available().is_ok_and(|idx| idx.0 != queue.next_avail())
+        let mut queue = lock(&self.0.queue);
+        // What it returns is exactly the question: it compares the driver's index with ours after asking for notifications.
+        queue.ready() && !self.is_broken() && queue.enable_notification(self.0.guest.ram().as_ref()).unwrap_or(true)
     }
 
     /// Gives a chain back to the driver, with what was written into it, and interrupts if the driver wants that.
@@ -122,6 +123,12 @@ impl VirtQueue {
             Ok(false) => {}
             Err(error) => self.break_down(&error.into()),
         }
+    }
+
+    /// Undoes the last [`VirtQueue::pop`]: nothing was written into `chain`, and the next pop gives it again.
+    pub fn put_back(&self, chain: Chain) {
+        debug_assert_eq!(chain.written, 0);
+        lock(&self.0.queue).go_to_previous_position();
     }
 
     /// The driver sent something that this device cannot answer at all: it must reset the device.
