@@ -114,7 +114,8 @@ impl View for Editor {
         ui.round(paper, theme::RADIUS, theme::SURFACE);
         let Some(field) = &self.field else { return };
         if field.text().is_empty() {
-            let hint = rect(paper.x + 16, paper.y + 8, paper.w - 32, 24);
+            let area = Self::area(body);
+            let hint = rect(area.x + 5, area.y, area.w, 18);
             ui.text(hint, Align::Left, theme::BODY, theme::TEXT_FAINT, "Write something");
         }
         text_area::draw(ui, Self::area(body), field.text(), Some(field.cursor()));

@@ -6,7 +6,8 @@ use crate::draw::icons::Icon;
 use crate::draw::theme;
 use crate::geometry::{Rect, rect};
 
-pub const ROW: i32 = 50;
+const ROW: i32 = 50;
+/// Height of the whole keyboard.
 pub const HEIGHT: i32 = 4 * ROW + 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +33,7 @@ const LAYOUTS: [Layout; 3] = [
     Layout { label: "Deutsch", rows: ["qwertzuiopü", "asdfghjklöä", "yxcvbnmß"] },
     Layout { label: "Русский", rows: ["йцукенгшщзх", "фывапролджэ", "ячсмитьбю"] },
 ];
-const SIGNS: [&str; 3] = ["1234567890", "@#€_&-+()/", "*\"':;!?%="];
+const SIGNS: [&str; 3] = ["1234567890", "@#€_&-+()/", "=*\"':;!?"];
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keyboard {
@@ -83,7 +84,7 @@ impl Keyboard {
                 let left = key_area(area.x * 16 + 4 * 16, side, y);
                 let right = key_area(x + count * unit, side, y);
                 if self.signs {
-                    self.word(ui, left, Cap::Char('\\'), "\\", "backslash");
+                    self.letter(ui, left, '%');
                 } else {
                     let icon = if self.shifted { Icon::ShiftOn } else { Icon::Shift };
                     self.special(ui, left, Cap::Shift, icon, "shift");

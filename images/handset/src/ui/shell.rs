@@ -116,10 +116,7 @@ impl Shell {
             Event::Up => self.up(),
             Event::Key(key) => self.key(key),
             Event::Clock(clock) => self.clock = clock,
-            Event::Changed => {
-                self.read_status();
-                self.reload();
-            }
+            Event::Changed => self.reload(),
         }
         self.lay_out();
     }
@@ -135,6 +132,7 @@ impl Shell {
     }
 
     fn reload(&mut self) {
+        self.read_status();
         self.with_view(|view, cx| {
             view.reload(cx);
             Go::Stay
