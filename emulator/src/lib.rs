@@ -4,6 +4,7 @@
 //! its control socket.
 
 mod alarm;
+pub mod config;
 pub mod cpu;
 mod engine;
 mod handle;

@@ -1,0 +1,328 @@
+//! The control socket: one JSON request a line, one JSON reply a line, and events in between.
+//!
+//! ```json
+//! {"id":1,"op":"boot"}                       {"id":1,"ok":{}}   or   {"id":1,"error":"cannot boot: the machine is running"}
+//! ```
+//! | op | arguments | in `ok` |
+//! |---|---|---|
+//! | `boot` `pause` `resume` `stop` | | |
+//! | `save` | `path` | |
+//! | `restore` | `path`, `verify` (false) | |
+//! | `status` | | `state`, `reason`, `guest_uptime_ms`, `width`, `height`, `generation`, `build` |
+//! | `input` | `device` (`keyboard`, `touch`), `events` ([[type, code, value], ...]) | |
+//! | `input_drained` | | `drained`: the guest has taken all input |
+//! | `screen` | `png` (false) | `width`, `height`, `generation`, `sha256`, `png_base64` |
+//! | `screen_wait` | `after_generation`, `timeout_ms` | `generation`, `changed` |
+//! | `poke` | `paths` | |
+//! | `console` | `bytes` (65536) | `tail` |
+//! | `type` | `text` | `taken`: bytes that the serial console had room for |
+//!
+//! Events: `{"event":"exit","reason":"power_off|reset|fault","detail":...}`. Requests of one client are answered in order, but for
+//! `screen_wait`, which is answered when it is over. `id` may be any JSON value and comes back as it was. A line that is too long, and a client that
+//! does not read its replies, end the connection; anything else that is wrong is answered with an error.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use vmm::machine::{ExitReason, State};
+
+use crate::console::Console;
+use crate::listener::Listener;
+use crate::screen::{Picture, base64};
+use crate::twin::{Twin, TwinError};
+
+/// The appliance, its console, an administrator's shell.
+const CLIENTS_MAX: usize = 16;
+/// A poke with many paths is the longest request.
+const LINE_BYTES_MAX: u64 = 64 << 10;
+/// Replies that wait for a client to read them.
+const REPLIES_WAITING_MAX: usize = 64;
+/// Waits for the screen that one client may have under way.
+const WAITS_MAX: usize = 4;
+const WAIT_MS_MAX: u64 = 60_000;
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const CONSOLE_BYTES: usize = 64 << 10;
+
+/// Those who are told when the machine ends.
+#[derive(Clone, Default)]
+pub(crate) struct Events(Arc<Mutex<HashMap<u64, Replies>>>);
+
+impl Events {
+    /// Tells all clients that the machine has ended by itself.
+    pub(crate) fn exit(&self, reason: &ExitReason, console: &Console) {
+        console.flush();
+        let (word, detail) = describe(reason, console);
+        tracing::info!(reason = word, detail, "the guest has ended");
+        let event = json!({"event": "exit", "reason": word, "detail": detail});
+        self.lock().values().for_each(|client| client.send(&event));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Replies>> {
+        self.0.lock().expect("nobody panics while it tells an event")
+    }
+}
+
+/// An exit in words: which, and what is known about it.
+fn describe(reason: &ExitReason, console: &Console) -> (&'static str, Option<String>) {
+    match reason {
+        ExitReason::PowerOff => ("power_off", None),
+        ExitReason::Reset if console.has_panicked() => ("reset", Some(format!("the kernel panicked:\n{}", console.last_words()))),
+        ExitReason::Reset => ("reset", Some(format!("the guest asked for a reset; its last words:\n{}", console.last_words()))),
+        ExitReason::Fault(why) => ("fault", Some(format!("{why}; the guest's last words:\n{}", console.last_words()))),
+        ExitReason::Stopped => ("stopped", None),
+    }
+}
+
+/// Starts to listen at `path`; `quit` is sent to when a client asks to stop.
+pub(crate) fn serve(path: &Path, twin: Arc<Twin>, events: Events, quit: SyncSender<()>) -> std::io::Result<Listener> {
+    Listener::start(path, "control", CLIENTS_MAX, move |stream, number| {
+        if let Err(error) = attend(stream, number, &twin, &events, &quit) {
+            tracing::debug!(client = number, %error, "control client left");
+        }
+    })
+}
+
+/// Serves one client until it leaves.
+fn attend(stream: UnixStream, number: u64, twin: &Arc<Twin>, events: &Events, quit: &SyncSender<()>) -> std::io::Result<()> {
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    let (sender, waiting) = sync_channel(REPLIES_WAITING_MAX);
+    let replies = Replies { sender, stream: Arc::new(stream.try_clone()?) };
+    let writing = stream.try_clone()?;
+    let quit_there = quit.clone();
+    let writer = std::thread::Builder::new().name(format!("control-{number}-out")).stack_size(64 << 10);
+    let writer = writer.spawn(move || write(writing, &waiting, &quit_there))?;
+    events.lock().insert(number, replies.clone());
+    let client = Client { twin: twin.clone(), replies, quit: quit.clone(), waits: Arc::default() };
+    let result = client.listen(BufReader::new(stream.try_clone()?));
+    events.lock().remove(&number);
+    // Waits for the screen still hold the replies; the writer ends with its socket.
+    let shut = stream.shutdown(Shutdown::Read);
+    drop(client);
+    if writer.join().is_err() {
+        tracing::error!(client = number, "a control client's writer had panicked");
+    }
+    result.and(shut)
+}
+
+/// Where a client's replies go. One that does not read them is cut off.
+#[derive(Clone)]
+struct Replies {
+    sender: SyncSender<Outgoing>,
+    stream: Arc<UnixStream>,
+}
+
+enum Outgoing {
+    Line(String),
+    /// This process is to end, now that what came before has been written.
+    Quit,
+}
+
+impl Replies {
+    fn send(&self, message: &Value) {
+        self.put(Outgoing::Line(format!("{message}\n")));
+    }
+
+    /// False if the client does not read; it is then cut off.
+    fn put(&self, outgoing: Outgoing) -> bool {
+        let room = self.sender.try_send(outgoing).is_ok();
+        if !room {
+            // Fails if the client has left already, which is as well.
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+        room
+    }
+}
+
+fn write(mut stream: UnixStream, waiting: &Receiver<Outgoing>, quit: &SyncSender<()>) {
+    for outgoing in waiting {
+        match outgoing {
+            Outgoing::Line(line) => {
+                if stream.write_all(line.as_bytes()).is_err() {
+                    // Fails if the client has left already. A wish to quit may still follow.
+                    let _ = stream.shutdown(Shutdown::Both);
+                }
+            }
+            // Full means that somebody else has asked already.
+            Outgoing::Quit => drop(quit.try_send(())),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Client {
+    twin: Arc<Twin>,
+    replies: Replies,
+    quit: SyncSender<()>,
+    waits: Arc<AtomicUsize>,
+}
+
+/// A request without its id.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+enum Request {
+    Boot,
+    Pause,
+    Resume,
+    Stop,
+    Save { path: PathBuf },
+    Restore { path: PathBuf, #[serde(default)] verify: bool },
+    Status,
+    Input { device: Device, events: Vec<(u16, u16, i32)> },
+    InputDrained,
+    Screen { #[serde(default)] png: bool },
+    ScreenWait { after_generation: u64, timeout_ms: u64 },
+    Poke { paths: Vec<String> },
+    Console { #[serde(default = "console_bytes")] bytes: usize },
+    Type { text: String },
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Device {
+    Keyboard,
+    Touch,
+}
+
+fn console_bytes() -> usize {
+    CONSOLE_BYTES
+}
+
+impl Client {
+    fn listen(&self, mut from: BufReader<UnixStream>) -> std::io::Result<()> {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            from.by_ref().take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut line)?;
+            if line.len() as u64 > LINE_BYTES_MAX {
+                self.replies.send(&json!({"id": null, "error": format!("a line of more than {LINE_BYTES_MAX} bytes; goodbye")}));
+                return Ok(());
+            }
+            if line.pop() != Some(b'\n') {
+                return Ok(());
+            }
+            if !line.iter().all(u8::is_ascii_whitespace) {
+                self.answer(&line);
+            }
+        }
+    }
+
+    fn answer(&self, line: &[u8]) {
+        let (id, request) = match parse(line) {
+            Ok(parsed) => parsed,
+            Err((id, error)) => return self.reply(&id, Err(error)),
+        };
+        match request {
+            Request::ScreenWait { after_generation, timeout_ms } => self.wait_for_screen(id, after_generation, timeout_ms),
+            Request::Stop => {
+                self.twin.stop();
+                self.reply(&id, Ok(json!({})));
+                if !self.replies.put(Outgoing::Quit) {
+                    // Full means that somebody else has asked already.
+                    let _ = self.quit.try_send(());
+                }
+            }
+            request => self.reply(&id, self.execute(request).map_err(|e| e.to_string())),
+        }
+    }
+
+    fn reply(&self, id: &Value, result: Result<Value, String>) {
+        self.replies.send(&match result {
+            Ok(value) => json!({"id": id, "ok": value}),
+            Err(error) => json!({"id": id, "error": error}),
+        });
+    }
+
+    fn execute(&self, request: Request) -> Result<Value, TwinError> {
+        let twin = &self.twin;
+        match request {
+            Request::Boot => twin.boot()?,
+            Request::Pause => twin.pause()?,
+            Request::Resume => twin.resume()?,
+            Request::Save { path } => twin.save(&path)?,
+            Request::Restore { path, verify } => twin.restore(&path, verify)?,
+            Request::Status => return Ok(self.status()),
+            Request::Input { device: Device::Keyboard, events } => twin.send_keyboard(&events)?,
+            Request::Input { device: Device::Touch, events } => twin.send_touch(&events)?,
+            Request::InputDrained => {
+                return Ok(json!({"drained": twin.keyboard.is_drained() && twin.touch.is_drained()}));
+            }
+            Request::Screen { png } => return Ok(self.screen(png)),
+            Request::Poke { paths } => twin.poke(format!("{}\n", json!({"changed": paths})))?,
+            Request::Console { bytes } => return Ok(json!({"tail": twin.console.tail(bytes)})),
+            Request::Type { text } => return Ok(json!({"taken": twin.type_on_console(&text)?})),
+            Request::Stop | Request::ScreenWait { .. } => {}
+        }
+        Ok(json!({}))
+    }
+
+    fn status(&self) -> Value {
+        let (state, run_time) = self.twin.state();
+        let (word, reason) = match &state {
+            State::Created => ("created", None),
+            State::Running => ("running", None),
+            State::Paused => ("paused", None),
+            State::Stopped(reason) => ("stopped", Some(describe(reason, &self.twin.console).0)),
+        };
+        let (width, height, generation) = self.twin.screen.look(|f| (f.width(), f.height(), f.generation()));
+        json!({
+            "state": word, "reason": reason, "guest_uptime_ms": run_time.as_millis() as u64,
+            "width": width, "height": height, "generation": generation, "build": Twin::build(),
+        })
+    }
+
+    fn screen(&self, png: bool) -> Value {
+        let (picture, generation) = self.twin.screen.look(|frame| (Picture::of(frame), frame.generation()));
+        let mut answer = json!({
+            "width": picture.width, "height": picture.height, "generation": generation, "sha256": picture.sha256(),
+        });
+        if png {
+            answer["png_base64"] = base64(&picture.png()).into();
+        }
+        answer
+    }
+
+    /// Waits on a thread of its own, so that the client's other requests go on.
+    fn wait_for_screen(&self, id: Value, after: u64, timeout_ms: u64) {
+        if self.waits.fetch_add(1, Ordering::SeqCst) >= WAITS_MAX {
+            self.waits.fetch_sub(1, Ordering::SeqCst);
+            return self.reply(&id, Err(format!("{WAITS_MAX} waits for the screen are under way already")));
+        }
+        let (client, id_there) = (self.clone(), id.clone());
+        let spawned = std::thread::Builder::new().name("screen-wait".into()).stack_size(64 << 10).spawn(move || {
+            let timeout = Duration::from_millis(timeout_ms.min(WAIT_MS_MAX));
+            let generation = client.twin.screen.wait_beyond(after, timeout);
+            client.waits.fetch_sub(1, Ordering::SeqCst);
+            client.reply(&id_there, Ok(json!({"generation": generation, "changed": generation > after})));
+        });
+        if let Err(error) = spawned {
+            self.waits.fetch_sub(1, Ordering::SeqCst);
+            self.reply(&id, Err(format!("no thread to wait on: {error}")));
+        }
+    }
+}
+
+/// A line's id and request; an error keeps the id if there was one.
+fn parse(line: &[u8]) -> Result<(Value, Request), (Value, String)> {
+    let mut message: Value = serde_json::from_slice(line).map_err(|e| (Value::Null, format!("not JSON: {e}")))?;
+    let Some(fields) = message.as_object_mut() else {
+        return Err((Value::Null, "not a JSON object".into()));
+    };
+    let id = fields.remove("id").unwrap_or(Value::Null);
+    match serde_json::from_value(message) {
+        Ok(request) => Ok((id, request)),
+        Err(error) => Err((id, error.to_string())),
+    }
+}
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

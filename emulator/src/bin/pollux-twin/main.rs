@@ -1,0 +1,86 @@
+//! `pollux-twin`: the process around one running twin. It builds the machine that its configuration describes, and obeys its
+//! control socket; the screen is offered by RFB. It knows no phone, no store and no network of its own.
+//!
+//! It ends when it is told to stop or gets SIGTERM or SIGINT, and leaves no socket behind. A guest that ends by itself does not end
+//! it: whoever drives it may still want to see the screen and the console.
+
+mod console;
+mod control;
+mod hands;
+mod keymap;
+mod listener;
+mod rfb;
+mod screen;
+mod twin;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use anyhow::Context;
+use clap::Parser;
+use emulator::config::TwinConfig;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::{Mode, umask};
+
+use console::Console;
+use control::Events;
+use hands::Hands;
+use twin::Twin;
+
+#[derive(Parser)]
+#[command(version, about = "Runs one twin: a virtual phone, driven over its control socket")]
+struct Arguments {
+    /// JSON file that describes the machine and its sockets.
+    #[arg(long)]
+    config: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Everything that this process writes holds a phone's data.
+    umask(Mode::from_bits_truncate(0o077));
+    let (quit, wait_quit) = sync_channel(1);
+    // Before other threads start, so that they inherit the blocked signals.
+    heed_signals(quit.clone())?;
+
+    let config = TwinConfig::load(&arguments.config)?;
+    let log = config.console_log.as_deref().map(twin::open_log).transpose()?;
+    let console = Console::new(log);
+    let events = Events::default();
+    let (tell, printed) = (events.clone(), console.clone());
+    let on_exit = move |reason: &_| tell.exit(reason, &printed);
+    let twin = Arc::new(Twin::new(config.clone(), on_exit, console)?);
+    if let Some(saved) = &config.restore {
+        twin.restore(saved, false).with_context(|| format!("cannot restore {}", saved.display()))?;
+    }
+
+    let hands = Arc::new(Hands::new(twin.keyboard.clone(), twin.touch.clone()));
+    let listening = |path: &PathBuf| format!("cannot listen at {}", path.display());
+    let rfb = rfb::serve(&config.rfb_socket, twin.screen.clone(), hands).with_context(|| listening(&config.rfb_socket))?;
+    let control = control::serve(&config.control_socket, twin.clone(), events, quit);
+    let control = control.with_context(|| listening(&config.control_socket))?;
+
+    wait_quit.recv().context("nobody is left who could ask to stop")?;
+    twin.stop();
+    drop((control, rfb));
+    Ok(())
+}
+
+/// Asks to quit when SIGTERM or SIGINT arrives.
+fn heed_signals(quit: SyncSender<()>) -> anyhow::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().context("cannot block signals")?;
+    let wait = move || {
+        let signal = signals.wait();
+        tracing::info!(?signal, "stopping");
+        // Full means that somebody has asked already.
+        let _ = quit.try_send(());
+    };
+    std::thread::Builder::new().name("signals".into()).stack_size(64 << 10).spawn(wait).context("cannot start a thread")?;
+    Ok(())
+}

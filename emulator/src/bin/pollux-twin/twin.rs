@@ -1,0 +1,308 @@
+//! The twin's machine as this process builds and drives it: what the control socket asks for happens here.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use emulator::config::TwinConfig;
+use emulator::cpu::{CpuConfig, UnicornCpu};
+use vmm::boot::{self, BootError, BootSource};
+use vmm::clock::HostClock;
+use vmm::machine::{ExitReason, Machine, MachineBuilder, MachineError, State};
+use vmm::memory::{self, GuestRam, MemoryError};
+use vmm::snapshot::{self, Snapshot, SnapshotError};
+use vmm::virtio::block::Block;
+use vmm::virtio::console::{Console as ConsoleDevice, PortSpec};
+use vmm::virtio::fs::Fs;
+use vmm::virtio::gpu::{Gpu, Screen};
+use vmm::virtio::input::{Event, Input, InputError, InputSender};
+use vmm::virtio::net::Net;
+use vmm::virtio::rng::Rng;
+
+use crate::console::Console;
+
+/// The console port on which the guest hears which of its files changed underneath it.
+const POKE_PORT: &str = "org.pollux.poke";
+/// Pokes that wait for a guest that does not read its port.
+const POKES_WAITING_MAX: usize = 64;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TwinError {
+    #[error("cannot {operation}: the machine is {state}")]
+    WrongState { operation: &'static str, state: State },
+    #[error("cannot start the machine again after a start that failed: start another pollux-twin")]
+    Spent,
+    #[error("cannot open {what} {path}: {source}")]
+    Open { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("cannot connect {what} to {path}: {source}")]
+    Connect { what: String, path: PathBuf, source: std::io::Error },
+    #[error("cannot make {what}: {reason}")]
+    Device { what: &'static str, reason: String },
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error("the guest does not read its port {POKE_PORT}")]
+    PokeUnread,
+    #[error("port {POKE_PORT} is joined to a socket by the configuration; poke the guest there")]
+    PokeElsewhere,
+    #[error("no randomness from the host: {0}")]
+    Randomness(std::io::Error),
+}
+
+/// One machine and what this process keeps of it. Shared by all who drive or watch it.
+pub(crate) struct Twin {
+    config: TwinConfig,
+    pub(crate) screen: Screen,
+    pub(crate) keyboard: InputSender,
+    pub(crate) touch: InputSender,
+    pub(crate) console: Console,
+    on_exit: Arc<dyn Fn(&ExitReason) + Send + Sync>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    /// Made with the twin, because their outside halves are there from the beginning; gone once a machine was built.
+    panel: Option<Panel>,
+    machine: Option<Machine>,
+    pokes: Option<SyncSender<String>>,
+}
+
+struct Panel {
+    gpu: Gpu,
+    keyboard: Input,
+    touch: Input,
+}
+
+/// What a machine needs from outside this process.
+struct Outside {
+    disks: Vec<Block>,
+    flash: Option<Fs>,
+    net: Option<Net>,
+    ports: Vec<PortSpec>,
+    pokes: Option<SyncSender<String>>,
+}
+
+impl Twin {
+    /// `on_exit` is called once if the machine stops by itself, on the machine's thread; it must not call back.
+    pub(crate) fn new(config: TwinConfig, on_exit: impl Fn(&ExitReason) + Send + Sync + 'static, console: Console) -> Result<Self, TwinError> {
+        let (width, height) = (config.display.width, config.display.height);
+        let gpu = Gpu::new(width, height).map_err(|e| failed("the screen", e))?;
+        let keyboard = Input::keyboard().map_err(|e| failed("the keyboard", e))?;
+        let touch = Input::touch(width, height).map_err(|e| failed("the touch panel", e))?;
+        Ok(Self {
+            config,
+            screen: gpu.screen(),
+            keyboard: keyboard.sender(),
+            touch: touch.sender(),
+            console,
+            on_exit: Arc::new(on_exit),
+            inner: Mutex::new(Inner { panel: Some(Panel { gpu, keyboard, touch }), machine: None, pokes: None }),
+        })
+    }
+
+    /// Who can restore what this build saves.
+    pub(crate) fn build() -> String {
+        format!("pollux-twin {} with {}", env!("CARGO_PKG_VERSION"), unicorn_engine_sys::BUILD_ID)
+    }
+
+    pub(crate) fn boot(&self) -> Result<(), TwinError> {
+        let mut inner = self.lock();
+        inner.expect("boot", &State::Created)?;
+        let outside = self.reach_outside()?;
+        let ram = memory::anonymous(self.config.ram_bytes())?;
+        let slots: Vec<usize> = (0..self.slot_count()).collect();
+        let entry = boot::load(&ram, &BootSource {
+            kernel: &self.config.image.kernel,
+            initramfs: self.config.image.initramfs.as_deref(),
+            cmdline: &self.config.image.cmdline,
+            cpu_compatible: &format!("arm,{}", self.config.cpu.model.name()),
+            virtio_slots: &slots,
+            rng_seed: random()?,
+            kaslr_seed: None,
+        })?;
+        let machine = self.build_machine(&mut inner, ram, outside)?;
+        Ok(inner.machine.insert(machine).boot(entry)?)
+    }
+
+    /// Takes up a saved machine, which is then paused. With `verify`, reads all of its RAM first to see that it is whole.
+    pub(crate) fn restore(&self, path: &Path, verify: bool) -> Result<(), TwinError> {
+        let mut inner = self.lock();
+        inner.expect("restore", &State::Created)?;
+        let snapshot = Snapshot::open(path, &Self::build())?;
+        if verify {
+            snapshot.verify_ram()?;
+        }
+        let outside = self.reach_outside()?;
+        let mut machine = self.build_machine(&mut inner, snapshot.ram()?, outside)?;
+        machine.restore(snapshot.state())?;
+        inner.machine = Some(machine);
+        Ok(())
+    }
+
+    pub(crate) fn pause(&self) -> Result<(), TwinError> {
+        Ok(self.lock().machine("pause")?.pause()?)
+    }
+
+    pub(crate) fn resume(&self) -> Result<(), TwinError> {
+        Ok(self.lock().machine("resume")?.resume()?)
+    }
+
+    /// Writes the paused machine to a file.
+    pub(crate) fn save(&self, path: &Path) -> Result<(), TwinError> {
+        let mut inner = self.lock();
+        let machine = inner.machine("save")?;
+        let state = machine.save()?;
+        Ok(snapshot::write(path, &Self::build(), &state, machine.ram())?)
+    }
+
+    /// Ends the machine; the guest notices nothing.
+    pub(crate) fn stop(&self) {
+        if let Some(machine) = &mut self.lock().machine {
+            machine.stop();
+        }
+        self.console.flush();
+    }
+
+    pub(crate) fn state(&self) -> (State, Duration) {
+        let inner = self.lock();
+        inner.machine.as_ref().map_or((State::Created, Duration::ZERO), |m| (m.state(), m.run_time()))
+    }
+
+    pub(crate) fn send_keyboard(&self, frame: &[Event]) -> Result<(), TwinError> {
+        Ok(self.keyboard.send(frame)?)
+    }
+
+    pub(crate) fn send_touch(&self, frame: &[Event]) -> Result<(), TwinError> {
+        Ok(self.touch.send(frame)?)
+    }
+
+    /// Tells the guest, in one line on its port.
+    pub(crate) fn poke(&self, line: String) -> Result<(), TwinError> {
+        let mut inner = self.lock();
+        inner.machine("poke")?;
+        let pokes = inner.pokes.as_ref().ok_or(TwinError::PokeElsewhere)?;
+        pokes.try_send(line).map_err(|error| match error {
+            TrySendError::Full(_) | TrySendError::Disconnected(_) => TwinError::PokeUnread,
+        })
+    }
+
+    /// Types on the serial console; says how many bytes found room.
+    pub(crate) fn type_on_console(&self, text: &str) -> Result<usize, TwinError> {
+        Ok(self.lock().machine("type on the console")?.uart_input().send(text.as_bytes()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("nothing panics while it holds the machine")
+    }
+
+    fn slot_count(&self) -> usize {
+        let fixed = ["gpu", "keyboard", "touch", "rng", "console"].len();
+        fixed + self.config.disks.len() + usize::from(self.config.flash.is_some()) + usize::from(self.config.net.is_some())
+    }
+
+    /// Opens disks and connects sockets.
+    fn reach_outside(&self) -> Result<Outside, TwinError> {
+        let disks = self.config.disks.iter().map(|disk| {
+            let opened = OpenOptions::new().read(true).write(!disk.read_only).open(&disk.path);
+            let file = opened.map_err(|source| TwinError::Open { what: "disk", path: disk.path.clone(), source })?;
+            Block::new(file, disk.read_only).map_err(|e| failed("a disk", e))
+        });
+        let flash = self.config.flash.as_ref().map(|flash| {
+            Fs::new(&flash.tag, connect("the flash", &flash.socket)?).map_err(|e| failed("the flash", e))
+        });
+        let net = self.config.net.as_ref().map(|net| {
+            Net::new(net.mac.0, connect("the network", &net.socket)?).map_err(|e| failed("the network card", e))
+        });
+        let mut ports = Vec::new();
+        for port in &self.config.ports {
+            let channel = connect(&format!("port {}", port.name), &port.socket)?;
+            ports.push(PortSpec { name: port.name.clone(), channel });
+        }
+        let pokes = if ports.iter().any(|p| p.name == POKE_PORT) {
+            None
+        } else {
+            let (ours, theirs) = UnixStream::pair().map_err(|e| failed("the poke port", e))?;
+            ports.push(PortSpec { name: POKE_PORT.into(), channel: theirs });
+            Some(poke_writer(ours).map_err(|e| failed("the poke port", e))?)
+        };
+        Ok(Outside { disks: disks.collect::<Result<_, _>>()?, flash: flash.transpose()?, net: net.transpose()?, ports, pokes })
+    }
+
+    /// Devices in the order in which the guest finds them.
+    fn build_machine(&self, inner: &mut Inner, ram: GuestRam, outside: Outside) -> Result<Machine, TwinError> {
+        let panel = inner.panel.take().ok_or(TwinError::Spent)?;
+        let mut builder = MachineBuilder::new(ram, Arc::new(HostClock), self.console.sink())?;
+        builder.add(panel.gpu)?;
+        builder.add(panel.keyboard)?;
+        builder.add(panel.touch)?;
+        builder.add(Rng::new())?;
+        builder.add(ConsoleDevice::new(outside.ports).map_err(|e| failed("the console ports", e))?)?;
+        outside.disks.into_iter().try_for_each(|disk| builder.add(disk))?;
+        outside.flash.into_iter().try_for_each(|flash| builder.add(flash))?;
+        outside.net.into_iter().try_for_each(|net| builder.add(net))?;
+        assert_eq!(builder.virtio_slots().len(), self.slot_count(), "the device tree names what is there");
+        inner.pokes = outside.pokes;
+        let cpu = CpuConfig { model: self.config.cpu.model, tcg_buffer_bytes: (self.config.cpu.tcg_buffer_mib << 20) as usize };
+        let on_exit = self.on_exit.clone();
+        Ok(builder.build(move |ram, bus, irq_chip| UnicornCpu::new(ram, bus, irq_chip, cpu), move |reason| on_exit(reason))?)
+    }
+}
+
+impl Inner {
+    fn expect(&self, operation: &'static str, wanted: &State) -> Result<(), TwinError> {
+        let state = self.machine.as_ref().map_or(State::Created, Machine::state);
+        if &state == wanted { Ok(()) } else { Err(TwinError::WrongState { operation, state }) }
+    }
+
+    fn machine(&mut self, operation: &'static str) -> Result<&mut Machine, TwinError> {
+        self.machine.as_mut().ok_or(TwinError::WrongState { operation, state: State::Created })
+    }
+}
+
+fn failed(what: &'static str, reason: impl ToString) -> TwinError {
+    TwinError::Device { what, reason: reason.to_string() }
+}
+
+fn connect(what: &str, path: &Path) -> Result<UnixStream, TwinError> {
+    UnixStream::connect(path).map_err(|source| TwinError::Connect { what: what.into(), path: path.into(), source })
+}
+
+/// A thread that writes lines to the guest's port, so that a guest that does not read holds up nobody. It ends with the machine,
+/// whose end of the socket closes, or with the sender.
+fn poke_writer(mut port: UnixStream) -> std::io::Result<SyncSender<String>> {
+    let (sender, lines) = sync_channel::<String>(POKES_WAITING_MAX);
+    std::thread::Builder::new().name("poke".into()).stack_size(64 << 10).spawn(move || {
+        for line in lines {
+            if let Err(error) = port.write_all(line.as_bytes()) {
+                tracing::debug!(%error, "the guest's poke port is gone");
+                return;
+            }
+        }
+    })?;
+    Ok(sender)
+}
+
+/// Opens the console log, emptying what an earlier process wrote.
+pub(crate) fn open_log(path: &Path) -> Result<File, TwinError> {
+    let opened = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path);
+    opened.map_err(|source| TwinError::Open { what: "console log", path: path.into(), source })
+}
+
+fn random() -> Result<[u8; 64], TwinError> {
+    use std::io::Read;
+    let mut bytes = [0; 64];
+    File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bytes)).map_err(TwinError::Randomness)?;
+    Ok(bytes)
+}
