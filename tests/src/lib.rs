@@ -1,0 +1,3 @@
+//! What tests share: machines and peers to run against.
+
+pub mod qemu;
