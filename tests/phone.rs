@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use image_builder::{Image, cache_dir};
 use tests::qemu::{Network, Phone, Qemu, Root};
 
 /// Generous: the host may be busy with other tests.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_secs(60);
 const PROMPT: &str = "handset:~# ";
 
 fn image() -> Result<Image> {
@@ -92,4 +94,23 @@ fn contents(root: &Path) -> Result<BTreeMap<String, (u32, u32, u64, i64)>> {
         }
     }
     Ok(found)
+}
+
+#[test]
+fn waits_at_the_gate_and_takes_the_time_from_it() -> Result<()> {
+    let image = image()?;
+    let folder = tempfile::tempdir()?;
+    let disk = folder.path().join("disk");
+    image.copy_disk(&disk)?;
+    let gate = folder.path().join("gate");
+    let listener = UnixListener::bind(&gate)?;
+    let mut phone = Phone::new(&image, Root::Disk(disk), "pollux.shell=1 pollux.gate=1");
+    phone.ports = vec![("org.pollux.gate".to_owned(), gate)];
+    let mut phone = Qemu::start(&phone)?;
+    let (mut gate, _) = listener.accept()?;
+    gate.write_all(b"stay\ngo time=1900000000\n")?;
+    phone.wait_console(PROMPT, START)?;
+    let printed = shell(&mut phone, "date +%Y-%m-%d")?;
+    ensure!(printed.contains("2030-03-17"), "{printed}");
+    Ok(())
 }

@@ -30,7 +30,7 @@ pub struct GuestBinaries {
 }
 
 impl GuestBinaries {
-    /// Where `scripts/guest` leaves them for this cache directory.
+    /// Where the cross build leaves them for this cache directory.
     pub fn in_cache(cache_dir: &Path) -> GuestBinaries {
         GuestBinaries::in_dir(&cache_dir.join(GUEST_TARGET))
     }

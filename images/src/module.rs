@@ -32,10 +32,13 @@ pub(crate) fn quicken(module: &[u8]) -> Result<Vec<u8>, &'static str> {
     }
     let sections = number(&module, E_SHOFF, 8)?;
     let count = number(&module, E_SHNUM, 2)?;
-    let header = |index: usize| index.checked_mul(SECTION_HEADER_BYTES).and_then(|offset| offset.checked_add(sections)).ok_or("a table too far");
-    let names = number(&module, header(number(&module, E_SHSTRNDX, 2)?)? + SH_OFFSET, 8)?;
+    let header = |index: usize| sections.checked_add(index * SECTION_HEADER_BYTES).ok_or("a table too far");
+    let names = number(&module, header(number(&module, E_SHSTRNDX, 2)?)?.saturating_add(SH_OFFSET), 8)?;
     for index in 0..count {
         let header = header(index)?;
+        if module.len() < header.saturating_add(SECTION_HEADER_BYTES) {
+            return Err("a table beyond its end");
+        }
         let name = names.checked_add(number(&module, header + SH_NAME, 4)?).ok_or("a name too far")?;
         let name = module.get(name..).and_then(|tail| tail.split(|byte| *byte == 0).next()).ok_or("a name too far")?;
         // Relocations of a table go with it.
