@@ -252,7 +252,7 @@ impl Inputs<'_> {
         Ok(base)
     }
 
-    /// What the system, and its agent, can know of their own image.
+    /// What the system, and its agent, know of their own image: `/usr/share/pollux/sync.toml`.
     fn identity(&self, hash: &str) -> String {
         #[derive(serde::Serialize)]
         struct Identity<'a> {

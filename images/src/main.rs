@@ -23,10 +23,10 @@ enum Command {
         #[arg(long, env = "POLLUX_CACHE", default_value_os_t = image_builder::cache_dir())]
         cache: PathBuf,
         /// Folder of the cross-built guest programs `handset` and `pollux-agent`.
-        #[arg(long)]
+        #[arg(long, env = "POLLUX_GUEST_BIN")]
         guest: Option<PathBuf>,
         /// Leave out handset and agent: a system to try machines with.
-        #[arg(long, conflicts_with = "guest")]
+        #[arg(long)]
         bare: bool,
         /// Take the packages that are on the mirror now, and print the lock to keep in images/manifests/NAME.lock.
         #[arg(long)]

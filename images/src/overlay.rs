@@ -110,7 +110,7 @@ pub(crate) fn apply(tree: &mut Tree, programs: Option<&GuestPrograms>, identity:
     for applet in SYSTEM_APPLETS {
         tree.insert(&format!("usr/sbin/{applet}"), Entry::symlink("../bin/busybox"));
     }
-    tree.insert("etc/pollux/image.toml", Entry::file(0o644, identity));
+    tree.insert("usr/share/pollux/sync.toml", Entry::file(0o644, identity));
     if let Some(programs) = programs {
         tree.insert("usr/bin/handset", Entry::file(0o755, programs.handset.as_slice()));
         tree.insert("usr/bin/pollux-agent", Entry::file(0o755, programs.agent.as_slice()));

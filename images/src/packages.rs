@@ -45,22 +45,11 @@ pub(crate) fn fetch(manifest: &Manifest, lock: &Lock, dir: &Path, progress: Prog
     // One call: apt fetches in parallel. If one has left the mirror apt fetches none, so each is then tried alone.
     let mut present = lock.clone();
     if download(&missing, dir).is_err() {
-        for package in &missing {
-            let Err(reason) = download(&[package], dir) else { continue };
-            let replacement = replacement(manifest, package)?;
-            if replacement.version == package.version {
-                return Err(reason);
-            }
-            progress(&format!(
-                "WARNING: {} {} has left the mirror; taking {} {}. The image will NOT be the locked one: its hash differs. \
-                 `image-builder build {} --relock` makes the change lasting.",
-                package.name, package.version, replacement.name, replacement.version, manifest.name
-            ));
-            if !matches!(check(&replacement, &dir.join(replacement.file_name()))?, Cached::Good) {
-                download(&[&replacement], dir)?;
-            }
-            if let Some(slot) = present.packages.iter_mut().find(|locked| *locked == *package) {
-                *slot = replacement;
+        let mut mirror = Mirror { manifest, dir, progress, asked: false };
+        for package in missing {
+            let obtained = mirror.obtain(package)?;
+            if let Some(slot) = present.packages.iter_mut().find(|locked| *locked == package) {
+                *slot = obtained;
             }
         }
     }
@@ -85,10 +74,52 @@ pub(crate) fn lock_present(manifest: &Manifest) -> Result<Lock> {
     Ok(Lock { packages })
 }
 
-fn replacement(manifest: &Manifest, package: &LockedPackage) -> Result<LockedPackage> {
-    let is_kernel = !manifest.packages.iter().any(|named| named.name == package.name);
-    let name = if is_kernel { kernel_package(manifest)? } else { package.name.clone() };
-    candidate(&name, &manifest.architecture)
+/// Getting packages one by one, from a mirror that may have moved on.
+struct Mirror<'a> {
+    manifest: &'a Manifest,
+    dir: &'a Path,
+    progress: Progress<'a>,
+    /// Whether the host's package lists were renewed already.
+    asked: bool,
+}
+
+impl Mirror<'_> {
+    /// Fetches the package, or the present version of it; returns which.
+    fn obtain(&mut self, package: &LockedPackage) -> Result<LockedPackage> {
+        loop {
+            let Err(reason) = download(&[package], self.dir) else { return Ok(package.clone()) };
+            if let Ok(present) = self.present(package)
+                && present.version != package.version
+                && (is_cached(&present, self.dir)? || download(&[&present], self.dir).is_ok())
+            {
+                (self.progress)(&format!(
+                    "WARNING: {} {} has left the mirror; taking {} {}. The image will NOT be the locked one: its hash differs. \
+                     `image-builder build {} --relock` makes the change lasting.",
+                    package.name, package.version, present.name, present.version, self.manifest.name
+                ));
+                return Ok(present);
+            }
+            if self.asked {
+                return Err(reason);
+            }
+            // The host's lists may be older than the mirror, or absent.
+            self.asked = true;
+            (self.progress)("renewing the host's package lists");
+            let mut update = Command::new("apt-get");
+            update.args(["-q", "update"]);
+            run(update, "apt-get update")?;
+        }
+    }
+
+    fn present(&self, package: &LockedPackage) -> Result<LockedPackage> {
+        let is_kernel = !self.manifest.packages.iter().any(|named| named.name == package.name);
+        let name = if is_kernel { kernel_package(self.manifest)? } else { package.name.clone() };
+        candidate(&name, &self.manifest.architecture)
+    }
+}
+
+fn is_cached(package: &LockedPackage, dir: &Path) -> Result<bool> {
+    Ok(matches!(check(package, &dir.join(package.file_name()))?, Cached::Good))
 }
 
 fn debs(lock: &Lock, dir: &Path) -> Debs {
