@@ -1,0 +1,234 @@
+//! What the appliance asks of phones, and what became of it.
+//!
+//! ```text
+//!   issue ─▶ log ("issued") ─▶ outbox ─▶ sent ─▶ answered ─▶ log ("outcome")
+//!                                 ▲        │
+//!                                 └────────┘ the stream broke: sent again with the same id
+//! ```
+//!
+//! Promises: a file change for a phone is kept until the phone has answered it, across restarts of either side; input is sent at most
+//! once, and only to a connected phone; ids rise per phone and are positions of its log. Leaves out: who may ask.
+
+use std::sync::Arc;
+
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+use store::{Blobs, PhoneId};
+use sync_protocol::event::{Frame, Kind};
+use sync_protocol::limits::{CHUNKS_MESSAGE_BYTES_MAX, INPUT_FRAMES_MAX};
+use sync_protocol::wire::{self, appliance_message, command};
+use sync_protocol::{Hash, chunking};
+use tokio::sync::broadcast;
+
+use crate::log::{LogError, PhoneLogs};
+use crate::records::{RecordError, Table};
+use crate::sync::{Links, SendError};
+
+/// Commands of one phone that wait for their answers; beyond, help-desk must wait for the phone.
+const OUTBOX_MAX: usize = 10_000;
+/// Answers a watcher may fall behind.
+const ANSWERS_MAX: usize = 256;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error(transparent)]
+    Send(#[from] SendError),
+    #[error("{OUTBOX_MAX} commands wait for phone {0} already")]
+    OutboxFull(PhoneId),
+    #[error("a command in the outbox is damaged: {0}")]
+    Damaged(String),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Waiting {
+    id: u64,
+    /// The command, encoded, in hex; without chunk data.
+    command: String,
+}
+
+/// A phone's answer, for whoever acts on it.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub phone: PhoneId,
+    /// What was asked, if it was kept.
+    pub asked: Option<wire::Command>,
+    pub result: wire::CommandResult,
+}
+
+#[derive(Clone)]
+pub struct Commands {
+    logs: PhoneLogs,
+    links: Links,
+    blobs: Arc<dyn Blobs>,
+    outbox: Table<Waiting>,
+    answers: broadcast::Sender<Answer>,
+}
+
+impl Commands {
+    pub fn new(logs: PhoneLogs, links: Links, store: &store::Store) -> Commands {
+        let outbox = Table::new(store.kv.clone(), "outbox");
+        let answers = broadcast::channel(ANSWERS_MAX).0;
+        Commands { logs, links, blobs: store.blobs.clone(), outbox, answers }
+    }
+
+    /// Follows the phones' answers.
+    pub fn answers(&self) -> broadcast::Receiver<Answer> {
+        self.answers.subscribe()
+    }
+
+    /// Logs what an operator did with keys and fingers, and hands it to the phone if it is connected. Blocks.
+    pub fn input(&self, phone: &PhoneId, frames: Vec<Frame>) -> Result<(), CommandError> {
+        for frames in frames.chunks(INPUT_FRAMES_MAX) {
+            let id = self.logs.append_ours(phone, |_| frames.iter().cloned().map(Kind::Mmi).collect())?;
+            let frames = frames.iter().cloned().map(Into::into).collect();
+            let command = wire::Command { id, command: Some(command::Command::Input(wire::Input { frames })) };
+            match self.links.send(phone, appliance_message::Message::Command(command)) {
+                // The twin does it all the same; what follows for files reaches the phone when it is back.
+                Ok(()) | Err(SendError::NotConnected) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for file changes; kept until answered. The chunks they name are in the blob store. Blocks.
+    pub fn apply(&self, phone: &PhoneId, changes: Vec<wire::AppliedChange>) -> Result<u64, CommandError> {
+        let apply = wire::Apply { changes, chunks: Vec::new() };
+        self.keep(phone, command::Command::Apply(apply))
+    }
+
+    /// Asks to read `path` again and to send all of it; kept until answered. Blocks.
+    pub fn rescan(&self, phone: &PhoneId, path: &[u8]) -> Result<u64, CommandError> {
+        self.keep(phone, command::Command::Rescan(wire::RescanRequest { path: path.to_vec(), resend: true }))
+    }
+
+    /// Tells the phone's user that an operator drives, or no longer does. Blocks.
+    pub fn lease(&self, phone: &PhoneId, lease: wire::Lease) -> Result<(), CommandError> {
+        self.once(phone, command::Command::Lease(lease))
+    }
+
+    /// Asks the phone for its root hash; the answer goes to the phone's replay.
+    pub async fn ask_root(&self, phone: &PhoneId) -> Result<(), CommandError> {
+        if !self.links.is_connected(phone) {
+            return Err(SendError::NotConnected.into());
+        }
+        let (commands, phone) = (self.clone(), phone.clone());
+        let ask = move || commands.once(&phone, command::Command::Root(wire::RootRequest {}));
+        tokio::task::spawn_blocking(ask).await.map_err(|_| CommandError::Interrupted)?
+    }
+
+    /// Sends everything that waits for `phone`, in order: it has just connected. Blocks.
+    pub fn resend(&self, phone: &PhoneId) -> Result<(), CommandError> {
+        for waiting in self.outbox.list_under(&format!("{phone}/"))? {
+            match self.transmit(phone, decode(&waiting)?) {
+                // What does not fit now is sent when the phone connects again.
+                Err(CommandError::Send(_)) => return Ok(()),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A phone answered. Blocks.
+    pub fn answered(&self, phone: &PhoneId, result: wire::CommandResult) -> Result<(), CommandError> {
+        let key = key(phone, result.command_id);
+        let asked = self.outbox.get(&key)?.map(|waiting| decode(&waiting)).transpose()?;
+        // Input is frequent and answered each time: only its failures are worth keeping.
+        if asked.is_some() || result.status() != wire::CommandStatus::Done {
+            self.logs.append_ours(phone, |_| vec![Kind::Outcome(result.clone())])?;
+        }
+        if asked.is_some() {
+            self.outbox.delete(&key)?;
+        }
+        // An error means that nobody listens.
+        let _ = self.answers.send(Answer { phone: phone.clone(), asked, result });
+        Ok(())
+    }
+
+    /// A phone wants chunks of file changes that we asked for. Blocks.
+    pub fn send_chunks(&self, phone: &PhoneId, wanted: &[Vec<u8>]) -> Result<(), CommandError> {
+        let mut message = wire::Chunks::default();
+        let mut bytes = 0;
+        for hash in wanted {
+            let Ok(hash) = Hash::try_from(hash.as_slice()) else { continue };
+            // One that is missing stays unanswered: the phone reports that the change failed.
+            let Ok(chunk) = self.blobs.get(&store::BlobHash::from(hash.0)) else { continue };
+            let packed = chunking::pack(hash, &chunk);
+            if bytes + packed.zstd.len() > CHUNKS_MESSAGE_BYTES_MAX {
+                self.links.send(phone, appliance_message::Message::Chunks(std::mem::take(&mut message)))?;
+                bytes = 0;
+            }
+            bytes += packed.zstd.len();
+            message.chunks.push(packed);
+        }
+        if !message.chunks.is_empty() {
+            self.links.send(phone, appliance_message::Message::Chunks(message))?;
+        }
+        Ok(())
+    }
+
+    /// Logs, keeps and sends a command.
+    fn keep(&self, phone: &PhoneId, command: command::Command) -> Result<u64, CommandError> {
+        if self.outbox.list_under(&format!("{phone}/"))?.len() >= OUTBOX_MAX {
+            return Err(CommandError::OutboxFull(phone.clone()));
+        }
+        let command = self.log(phone, command)?;
+        let waiting = Waiting { id: command.id, command: hex::encode(command.encode_to_vec()) };
+        self.outbox.put(&key(phone, command.id), &waiting)?;
+        let id = command.id;
+        match self.transmit(phone, command) {
+            Ok(()) | Err(CommandError::Send(_)) => Ok(id),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Logs and sends a command that is not worth keeping.
+    fn once(&self, phone: &PhoneId, command: command::Command) -> Result<(), CommandError> {
+        let command = self.log(phone, command)?;
+        self.transmit(phone, command)
+    }
+
+    fn log(&self, phone: &PhoneId, command: command::Command) -> Result<wire::Command, CommandError> {
+        let command = |id| wire::Command { id, command: Some(command.clone()) };
+        let id = self.logs.append_ours(phone, |id| vec![Kind::Issued(command(id))])?;
+        Ok(command(id))
+    }
+
+    fn transmit(&self, phone: &PhoneId, command: wire::Command) -> Result<(), CommandError> {
+        Ok(self.links.send(phone, appliance_message::Message::Command(command))?)
+    }
+}
+
+/// A command in words, for the log.
+pub fn describe(command: &wire::Command) -> String {
+    let what = match &command.command {
+        None => "unknown".to_owned(),
+        Some(command::Command::Input(input)) => format!("input, {} frames", input.frames.len()),
+        Some(command::Command::Apply(apply)) => {
+            let paths = apply.changes.iter().filter_map(|change| change.change.as_ref());
+            let paths: Vec<String> = paths.map(|change| change.path.escape_ascii().to_string()).collect();
+            format!("apply {}", paths.join(", "))
+        }
+        Some(command::Command::Lease(lease)) if lease.on => format!("{} drives", lease.operator),
+        Some(command::Command::Lease(_)) => "drive ended".to_owned(),
+        Some(command::Command::Root(_)) => "root hash?".to_owned(),
+        Some(command::Command::List(list)) => format!("list {}", list.path.escape_ascii()),
+        Some(command::Command::Rescan(rescan)) => format!("read {} again", rescan.path.escape_ascii()),
+    };
+    format!("command {}: {what}", command.id)
+}
+
+fn key(phone: &PhoneId, id: u64) -> String {
+    format!("{phone}/{id:020}")
+}
+
+fn decode(waiting: &Waiting) -> Result<wire::Command, CommandError> {
+    let bytes = hex::decode(&waiting.command).map_err(|e| CommandError::Damaged(e.to_string()))?;
+    wire::Command::decode(bytes.as_slice()).map_err(|e| CommandError::Damaged(e.to_string()))
+}

@@ -1,0 +1,161 @@
+//! A phone's log, page by page: what happened, in order.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::{Deserialize, Serialize};
+use sync_protocol::event::{Content, Event, FileOp, Kind, Origin};
+
+use super::Services;
+use super::error::{ApiResult, Query, blocking};
+use super::login::Operator;
+use super::views::{encode, time_of_us};
+
+const PAGE_DEFAULT: usize = 100;
+const PAGE_MAX: usize = 1000;
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct LogQuery {
+    /// Events after this position, oldest first. Without it: the last `limit` events, still oldest first.
+    after: Option<u64>,
+    /// 1 to 1000; 100 if absent.
+    limit: Option<usize>,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct LogPage {
+    events: Vec<LogEvent>,
+    /// Position of the log's last event: there is more if it is beyond the last one here.
+    last: u64,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct LogEvent {
+    position: u64,
+    /// The phone's own number of it; equal to `position` for events of ours.
+    seq: u64,
+    /// The phone's wall clock.
+    at: String,
+    /// Microseconds since the phone's boot.
+    mono_us: u64,
+    origin: EventOrigin,
+    kind: EventKind,
+    /// For people.
+    summary: String,
+    /// For programs: what the kind holds.
+    #[schema(value_type = Object)]
+    detail: serde_json::Value,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum EventOrigin {
+    Phone,
+    Helpdesk,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum EventKind {
+    /// Keys, touches, pointer.
+    Mmi,
+    File,
+    /// The agent about itself.
+    Control,
+    /// What the appliance asked of the phone.
+    Command,
+    /// What became of it.
+    Outcome,
+}
+
+/// A phone's log.
+#[utoipa::path(get, path = "/api/phones/{phone}/log", tag = "log",
+    params(("phone" = String, Path, description = "id or serial"), LogQuery),
+    responses((status = 200, body = LogPage), (status = 404, body = super::ErrorBody)))]
+pub(super) async fn page(
+    State(services): State<Services>,
+    _: Operator,
+    Path(phone): Path<String>,
+    Query(query): Query<LogQuery>,
+) -> ApiResult<LogPage> {
+    let phone = services.phones.find(&phone)?.id;
+    let limit = query.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
+    let logs = services.logs.clone();
+    let page = blocking(move || {
+        let last = logs.last(&phone)?;
+        let after = query.after.unwrap_or_else(|| last.saturating_sub(limit as u64));
+        let events = logs.read(&phone, after.saturating_add(1), limit)?;
+        Ok::<_, crate::log::LogError>(LogPage { events: events.into_iter().map(view).collect(), last })
+    });
+    Ok(Json(page.await?))
+}
+
+fn view((position, event): (u64, Event)) -> LogEvent {
+    let (kind, summary, detail) = describe(&event.kind);
+    LogEvent {
+        position,
+        seq: event.seq,
+        at: time_of_us(u64::try_from(event.wall_us).unwrap_or(0)),
+        mono_us: event.mono_us,
+        origin: if event.origin == Origin::Helpdesk { EventOrigin::Helpdesk } else { EventOrigin::Phone },
+        kind,
+        summary,
+        detail,
+    }
+}
+
+fn describe(kind: &Kind) -> (EventKind, String, serde_json::Value) {
+    use serde_json::json;
+    match kind {
+        Kind::Mmi(frame) => {
+            let device = format!("{:?}", frame.device).to_lowercase();
+            let events: Vec<_> = frame.events.iter().map(|e| json!([e.r#type, e.code, e.value])).collect();
+            let summary = super::super::input::describe(frame);
+            (EventKind::Mmi, summary, json!({"device": device, "events": events}))
+        }
+        Kind::File(change) => {
+            let path = encode(change.path.as_bytes());
+            let (summary, op) = match &change.op {
+                FileOp::Put(node) => {
+                    let (what, size) = match &node.content {
+                        Content::Regular { size, .. } => ("file", *size),
+                        Content::Directory => ("directory", 0),
+                        Content::Symlink { target } => ("link", target.len() as u64),
+                    };
+                    (
+                        format!("{what} {} ({size} bytes)", change.path),
+                        json!({"op": "put", "kind": what, "size": size, "mode": node.mode, "uid": node.uid, "gid": node.gid}),
+                    )
+                }
+                FileOp::Remove => (format!("removed {}", change.path), json!({"op": "remove"})),
+                FileOp::Rename { to } => {
+                    (format!("renamed {} to {to}", change.path), json!({"op": "rename", "to": encode(to.as_bytes())}))
+                }
+            };
+            (EventKind::File, summary, json!({"path": path, "change": op}))
+        }
+        Kind::Control(control) => {
+            let name = control.kind.as_str_name().trim_start_matches("CONTROL_KIND_").to_lowercase();
+            let mut summary = name.replace('_', " ");
+            for part in [control.path.as_ref().map(ToString::to_string), Some(control.text.clone())] {
+                if let Some(part) = part.filter(|part| !part.is_empty()) {
+                    summary = format!("{summary}: {part}");
+                }
+            }
+            (EventKind::Control, summary, json!({"control": name, "text": control.text, "count": control.count}))
+        }
+        Kind::Issued(command) => {
+            let summary = crate::commands::describe(command);
+            (EventKind::Command, summary, json!({"command_id": command.id}))
+        }
+        Kind::Outcome(result) => {
+            let status = result.status().as_str_name().trim_start_matches("COMMAND_STATUS_").to_lowercase();
+            let summary = match result.text.as_str() {
+                "" => format!("command {}: {status}", result.command_id),
+                text => format!("command {}: {status}: {text}", result.command_id),
+            };
+            (EventKind::Outcome, summary, json!({"command_id": result.command_id, "status": status}))
+        }
+    }
+}

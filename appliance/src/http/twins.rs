@@ -1,0 +1,124 @@
+//! Twins: start, park, resume, stop, and a picture of their screen.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::IntoResponse;
+use serde::Serialize;
+use store::PhoneId;
+
+use super::Services;
+use super::error::{ApiError, ApiResult};
+use super::login::{Anyone, Operator};
+use super::views::time_of_us;
+use crate::phones::Standing;
+use crate::twin::TwinState;
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct TwinView {
+    state: TwinState,
+    since: Option<String>,
+    /// Why it is as it is, for people; empty when all is well.
+    detail: String,
+    /// Last event of the phone's log that reached the twin.
+    position: u64,
+    /// How often it was started again after a crash.
+    restarts: u32,
+    /// Its process on the appliance.
+    pid: Option<u32>,
+}
+
+impl TwinView {
+    pub(super) fn of(services: &Services, phone: &PhoneId) -> TwinView {
+        let status = services.twins.status(phone);
+        TwinView {
+            state: status.state,
+            since: (status.since_us > 0).then(|| time_of_us(status.since_us)),
+            detail: status.detail,
+            position: services.replays.progress(phone).fed,
+            restarts: status.restarts,
+            pid: status.pid,
+        }
+    }
+}
+
+/// A phone's twin.
+#[utoipa::path(get, path = "/api/phones/{phone}/twin", tag = "twins",
+    params(("phone" = String, Path, description = "id or serial")),
+    responses((status = 200, body = TwinView), (status = 404, body = super::ErrorBody)))]
+pub(super) async fn show(State(services): State<Services>, _: Anyone, Path(phone): Path<String>) -> ApiResult<TwinView> {
+    let phone = services.phones.find(&phone)?.id;
+    Ok(Json(TwinView::of(&services, &phone)))
+}
+
+/// Start the twin, or resume it where it was parked.
+#[utoipa::path(post, path = "/api/phones/{phone}/twin/start", tag = "twins",
+    params(("phone" = String, Path, description = "id or serial")),
+    responses((status = 200, body = TwinView), (status = 409, body = super::ErrorBody), (status = 503, body = super::ErrorBody)))]
+pub(super) async fn start(
+    State(services): State<Services>,
+    _: Operator,
+    Path(phone): Path<String>,
+) -> ApiResult<TwinView> {
+    let phone = services.phones.find(&phone)?;
+    if phone.standing != Standing::Released {
+        return Err(ApiError::conflict("the phone is in quarantine: no twin runs for it").advise("release it first"));
+    }
+    services.twins.start(&phone.id).await?;
+    Ok(Json(TwinView::of(&services, &phone.id)))
+}
+
+/// Park the twin: its machine is saved and its process ends.
+#[utoipa::path(post, path = "/api/phones/{phone}/twin/park", tag = "twins",
+    params(("phone" = String, Path, description = "id or serial")),
+    responses((status = 200, body = TwinView), (status = 409, body = super::ErrorBody)))]
+pub(super) async fn park(
+    State(services): State<Services>,
+    _: Operator,
+    Path(phone): Path<String>,
+) -> ApiResult<TwinView> {
+    let phone = services.phones.find(&phone)?.id;
+    services.twins.park(&phone).await?;
+    Ok(Json(TwinView::of(&services, &phone)))
+}
+
+/// Stop the twin: its process ends and its machine is forgotten; the next start boots anew.
+#[utoipa::path(post, path = "/api/phones/{phone}/twin/stop", tag = "twins",
+    params(("phone" = String, Path, description = "id or serial")),
+    responses((status = 200, body = TwinView), (status = 409, body = super::ErrorBody)))]
+pub(super) async fn stop(
+    State(services): State<Services>,
+    _: Operator,
+    Path(phone): Path<String>,
+) -> ApiResult<TwinView> {
+    let phone = services.phones.find(&phone)?.id;
+    services.twins.stop(&phone).await?;
+    Ok(Json(TwinView::of(&services, &phone)))
+}
+
+/// The twin's screen as it is now.
+#[utoipa::path(get, path = "/api/phones/{phone}/twin/screen.png", tag = "twins",
+    params(("phone" = String, Path, description = "id or serial")),
+    responses((status = 200, content_type = "image/png", body = Vec<u8>), (status = 503, body = super::ErrorBody)))]
+pub(super) async fn picture(
+    State(services): State<Services>,
+    _: Operator,
+    Path(phone): Path<String>,
+) -> Result<impl IntoResponse, ApiError> {
+    let phone = services.phones.find(&phone)?.id;
+    let screen = services.twins.control(&phone)?.screen_png().await?;
+    Ok(([(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "no-store")], screen.png))
+}
+
+/// The last output of the twin's serial console.
+#[utoipa::path(get, path = "/api/phones/{phone}/twin/console", tag = "twins",
+    params(("phone" = String, Path, description = "id or serial")),
+    responses((status = 200, content_type = "text/plain", body = String), (status = 503, body = super::ErrorBody)))]
+pub(super) async fn console(
+    State(services): State<Services>,
+    _: Operator,
+    Path(phone): Path<String>,
+) -> Result<String, ApiError> {
+    let phone = services.phones.find(&phone)?.id;
+    Ok(services.twins.console(&phone).await?)
+}

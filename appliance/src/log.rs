@@ -1,0 +1,311 @@
+//! The phones' logs: the only writer and reader of them.
+//!
+//! A log interleaves what a phone sent (numbered by the phone: its seqs) with events of ours (numbered by their position). The
+//! position counts both. What a phone's journal has been acknowledged is found again from the log itself, which is ground state.
+//!
+//! Promises: what is appended is durable on return; a phone's events are stored once, in order, without gaps unless the gap
+//! is recorded; positions never change. All calls block on the disk. Leaves out: chunks of file contents, which must be
+//! stored before the events that name them ([`crate::sync`]).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use store::{Log, PhoneId, StoreError};
+use sync_protocol::event::{Event, EventError, Kind, Origin};
+use tokio::sync::watch;
+
+use crate::live::{Live, Notice};
+use crate::phones::now_us;
+use crate::records::{RecordError, Table};
+
+/// Events read at a time while looking for the last one that a phone sent.
+const SCAN_EVENTS: u64 = 512;
+/// A journal's id, as the contract has it.
+const JOURNAL_ID_BYTES: usize = 16;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("the log of phone {phone}: {source}")]
+    Store { phone: PhoneId, source: StoreError },
+    #[error("the log of phone {phone} holds at {position} what is no event: {source}")]
+    Damaged { phone: PhoneId, position: u64, source: EventError },
+    #[error("a batch from {found}, but {expected} comes next")]
+    Gap { expected: u64, found: u64 },
+    #[error("a journal's id has {0} bytes, not {JOURNAL_ID_BYTES}")]
+    JournalId(usize),
+    #[error("the phone's stream was replaced by a newer one")]
+    Replaced,
+    #[error(transparent)]
+    Records(#[from] RecordError),
+}
+
+/// Where a phone's present journal begins in its log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Journal {
+    /// Hex.
+    id: String,
+    /// Events of earlier journals lie before it.
+    first_position: u64,
+    /// Seqs up to here count as acknowledged whatever the log holds.
+    floor: u64,
+}
+
+/// What a phone's journal and its log have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Joined {
+    /// The phone's events up to this seq are durable here.
+    pub acked: u64,
+    /// The phone's journal does not continue what the log has: files must be read again from the start.
+    pub broken: bool,
+}
+
+#[derive(Clone)]
+pub struct PhoneLogs {
+    log: Arc<dyn Log>,
+    journals: Table<Journal>,
+    live: Live,
+    writers: Arc<Mutex<HashMap<PhoneId, Arc<Mutex<Writer>>>>>,
+}
+
+/// The one place from which a phone's log grows.
+#[derive(Debug)]
+struct Writer {
+    last: u64,
+    /// `None` until the phone's journal was opened.
+    acked: Option<u64>,
+}
+
+impl PhoneLogs {
+    pub fn new(log: Arc<dyn Log>, kv: Arc<dyn store::Kv>, live: Live) -> PhoneLogs {
+        PhoneLogs { log, journals: Table::new(kv, "journals"), live, writers: Arc::default() }
+    }
+
+    /// Position of the last event; 0: none.
+    pub fn last(&self, phone: &PhoneId) -> Result<u64, LogError> {
+        self.log.last_seq(phone).map_err(|source| store_error(phone, source))
+    }
+
+    /// Follows [`PhoneLogs::last`].
+    pub fn watch(&self, phone: &PhoneId) -> Result<watch::Receiver<u64>, LogError> {
+        self.log.subscribe(phone).map_err(|source| store_error(phone, source))
+    }
+
+    /// Up to `max` events from `position` on.
+    pub fn read(&self, phone: &PhoneId, position: u64, max: usize) -> Result<Vec<(u64, Event)>, LogError> {
+        let stored = self.log.read(phone, position.max(1), max).map_err(|source| store_error(phone, source))?;
+        let decode = |(position, bytes): (u64, Bytes)| match Event::decode(&bytes) {
+            Ok(event) => Ok((position, event)),
+            Err(source) => Err(LogError::Damaged { phone: phone.clone(), position, source }),
+        };
+        stored.into_iter().map(decode).collect()
+    }
+
+    /// Finds what the phone's journal and its log have in common. `first_unacked` and `last` are the journal's bounds.
+    pub fn join(&self, phone: &PhoneId, id: &[u8], first_unacked: u64, last: u64) -> Result<Joined, LogError> {
+        if id.len() != JOURNAL_ID_BYTES {
+            return Err(LogError::JournalId(id.len()));
+        }
+        let writer = self.writer(phone)?;
+        let mut writer = lock(&writer);
+        let known = self.journals.get(phone.as_str())?.filter(|journal| journal.id == hex::encode(id));
+        let acked = match &known {
+            Some(journal) => self.last_seq_of(phone, journal, writer.last)?,
+            None => 0,
+        };
+        let joined = join(known.is_some(), acked, first_unacked, last, writer.last > 0);
+        if known.is_none() || joined.broken {
+            let journal = Journal { id: hex::encode(id), first_position: writer.last + 1, floor: joined.acked };
+            self.journals.put(phone.as_str(), &journal)?;
+        }
+        writer.acked = Some(joined.acked);
+        Ok(joined)
+    }
+
+    /// Appends events that the phone numbered `first_seq` and on; those already here are skipped. Returns the last seq that
+    /// is durable. `current` says whether the stream they came by is still the phone's present one.
+    pub fn append_from_phone(
+        &self,
+        phone: &PhoneId,
+        first_seq: u64,
+        events: Vec<Event>,
+        current: impl Fn() -> bool,
+    ) -> Result<u64, LogError> {
+        let writer = self.writer(phone)?;
+        let mut writer = lock(&writer);
+        if !current() {
+            return Err(LogError::Replaced);
+        }
+        let acked = writer.acked.ok_or(LogError::Replaced)?;
+        if first_seq > acked + 1 {
+            return Err(LogError::Gap { expected: acked + 1, found: first_seq });
+        }
+        let known = usize::try_from(acked + 1 - first_seq).unwrap_or(usize::MAX);
+        let fresh: Vec<Bytes> = events.into_iter().skip(known).map(|event| event.encode().into()).collect();
+        if fresh.is_empty() {
+            return Ok(acked);
+        }
+        let count = fresh.len() as u64;
+        self.append(phone, &mut writer, &fresh)?;
+        writer.acked = Some(acked + count);
+        Ok(acked + count)
+    }
+
+    /// Appends events of ours; `kinds` is given the position of the first one. Returns that position.
+    pub fn append_ours(
+        &self,
+        phone: &PhoneId,
+        kinds: impl FnOnce(u64) -> Vec<Kind>,
+    ) -> Result<u64, LogError> {
+        let writer = self.writer(phone)?;
+        let mut writer = lock(&writer);
+        let first = writer.last + 1;
+        let wall_us = i64::try_from(now_us()).unwrap_or(i64::MAX);
+        let event = |(seq, kind)| Event { seq, wall_us, mono_us: 0, origin: Origin::Helpdesk, kind };
+        let events: Vec<Bytes> = (first..).zip(kinds(first)).map(|numbered| event(numbered).encode().into()).collect();
+        if !events.is_empty() {
+            self.append(phone, &mut writer, &events)?;
+        }
+        Ok(first)
+    }
+
+    fn append(&self, phone: &PhoneId, writer: &mut Writer, events: &[Bytes]) -> Result<(), LogError> {
+        let last = self
+            .log
+            .append_batch(phone, writer.last + 1, events)
+            .map_err(|source| store_error(phone, source))?;
+        writer.last = last;
+        self.live.tell(Notice::Log { phone: phone.clone(), position: last });
+        Ok(())
+    }
+
+    /// The last seq that the log holds of `journal`, looked for from the log's end.
+    fn last_seq_of(&self, phone: &PhoneId, journal: &Journal, last: u64) -> Result<u64, LogError> {
+        let mut end = last;
+        while end >= journal.first_position {
+            let start = end.saturating_sub(SCAN_EVENTS - 1).max(journal.first_position);
+            let count = usize::try_from(end - start + 1).unwrap_or(usize::MAX);
+            let events = self.read(phone, start, count)?;
+            if let Some((_, event)) = events.iter().rev().find(|(_, event)| event.origin == Origin::Phone) {
+                return Ok(event.seq.max(journal.floor));
+            }
+            end = start - 1;
+        }
+        Ok(journal.floor)
+    }
+
+    fn writer(&self, phone: &PhoneId) -> Result<Arc<Mutex<Writer>>, LogError> {
+        if let Some(writer) = lock(&self.writers).get(phone) {
+            return Ok(writer.clone());
+        }
+        // Read outside the lock: it may go to disk. Only the first writer that is entered counts.
+        let last = self.last(phone)?;
+        let fresh = Arc::new(Mutex::new(Writer { last, acked: None }));
+        Ok(lock(&self.writers).entry(phone.clone()).or_insert(fresh).clone())
+    }
+}
+
+/// Pure: how a journal with these bounds goes on from a log that has `acked` of it.
+fn join(known: bool, acked: u64, first_unacked: u64, last: u64, log_has_events: bool) -> Joined {
+    let floor = first_unacked.saturating_sub(1);
+    match known {
+        // The journal forgot what the log never got (a log restored from an old copy), or the log has what the journal never
+        // wrote (a phone restored from one). Neither can be mended from numbers: go on from what the phone has.
+        true if floor > acked || last < acked => Joined { acked: floor, broken: true },
+        true => Joined { acked, broken: false },
+        // A first journal begins at 1. Another is a new one: a full scan follows by itself if it begins at 1.
+        false => Joined { acked: floor, broken: floor > 0 && log_has_events },
+    }
+}
+
+fn store_error(phone: &PhoneId, source: StoreError) -> LogError {
+    LogError::Store { phone: phone.clone(), source }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sync_protocol::event::{Control, ControlKind};
+
+    fn events(seqs: std::ops::RangeInclusive<u64>) -> Vec<Event> {
+        let event = |seq| Event {
+            seq,
+            wall_us: 1,
+            mono_us: 1,
+            origin: Origin::Phone,
+            kind: Kind::Control(Control { kind: ControlKind::Started, text: String::new(), path: None, count: seq }),
+        };
+        seqs.map(event).collect()
+    }
+
+    fn ours(logs: &PhoneLogs, phone: &PhoneId) {
+        let kind = |_| vec![Kind::Outcome(sync_protocol::wire::CommandResult::default())];
+        logs.append_ours(phone, kind).expect("appended");
+    }
+
+    const JOURNAL: [u8; 16] = [1; 16];
+    const OTHER: [u8; 16] = [2; 16];
+
+    #[test]
+    fn a_phones_seqs_are_found_again_between_events_of_ours() {
+        let store = store::Store::memory();
+        let phone: PhoneId = "p".parse().expect("id");
+        let open = || PhoneLogs::new(store.log.clone(), store.kv.clone(), Live::default());
+        let logs = open();
+        assert_eq!(logs.join(&phone, &JOURNAL, 1, 3).expect("joined"), Joined { acked: 0, broken: false });
+        ours(&logs, &phone);
+        assert_eq!(logs.append_from_phone(&phone, 1, events(1..=3), || true).expect("appended"), 3);
+        for _ in 0..SCAN_EVENTS + 10 {
+            ours(&logs, &phone);
+        }
+        let logs = open();
+        assert_eq!(logs.join(&phone, &JOURNAL, 2, 5).expect("joined"), Joined { acked: 3, broken: false });
+        // A batch that overlaps is stored once.
+        assert_eq!(logs.append_from_phone(&phone, 2, events(2..=5), || true).expect("appended"), 5);
+        assert_eq!(logs.append_from_phone(&phone, 2, events(2..=5), || true).expect("appended"), 5);
+        let all = logs.read(&phone, 1, 10_000).expect("read");
+        let seqs: Vec<u64> = all.iter().filter(|(_, e)| e.origin == Origin::Phone).map(|(_, e)| e.seq).collect();
+        assert_eq!(seqs, [1, 2, 3, 4, 5]);
+        assert_eq!(all.last().map(|(position, _)| *position), Some(logs.last(&phone).expect("last")));
+    }
+
+    #[test]
+    fn gaps_and_replaced_streams_store_nothing() {
+        let store = store::Store::memory();
+        let phone: PhoneId = "p".parse().expect("id");
+        let logs = PhoneLogs::new(store.log, store.kv, Live::default());
+        assert!(matches!(logs.append_from_phone(&phone, 1, events(1..=1), || true), Err(LogError::Replaced)));
+        logs.join(&phone, &JOURNAL, 1, 9).expect("joined");
+        let gap = logs.append_from_phone(&phone, 2, events(2..=3), || true);
+        assert!(matches!(gap, Err(LogError::Gap { expected: 1, found: 2 })));
+        assert!(matches!(logs.append_from_phone(&phone, 1, events(1..=1), || false), Err(LogError::Replaced)));
+        assert_eq!(logs.last(&phone).expect("last"), 0);
+        assert!(matches!(logs.join(&phone, b"short", 1, 0), Err(LogError::JournalId(5))));
+    }
+
+    #[test]
+    fn a_new_journal_begins_anew_and_the_old_one_is_forgotten() {
+        let store = store::Store::memory();
+        let phone: PhoneId = "p".parse().expect("id");
+        let logs = PhoneLogs::new(store.log, store.kv, Live::default());
+        logs.join(&phone, &JOURNAL, 1, 9).expect("joined");
+        logs.append_from_phone(&phone, 1, events(1..=9), || true).expect("appended");
+        assert_eq!(logs.join(&phone, &OTHER, 1, 2).expect("joined"), Joined { acked: 0, broken: false });
+        assert_eq!(logs.append_from_phone(&phone, 1, events(1..=2), || true).expect("appended"), 2);
+        assert_eq!(logs.last(&phone).expect("last"), 11);
+    }
+
+    #[test]
+    fn journals_that_do_not_continue_the_log_are_noticed() {
+        assert_eq!(join(true, 5, 6, 5, true), Joined { acked: 5, broken: false });
+        assert_eq!(join(true, 5, 3, 9, true), Joined { acked: 5, broken: false });
+        assert_eq!(join(true, 5, 8, 9, true), Joined { acked: 7, broken: true });
+        assert_eq!(join(true, 5, 2, 3, true), Joined { acked: 1, broken: true });
+        assert_eq!(join(false, 0, 4, 9, true), Joined { acked: 3, broken: true });
+    }
+}

@@ -1,0 +1,135 @@
+//! What replaying one event means: pure decisions, no clock, no machine.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sync_protocol::event::{ControlKind, Event, Kind};
+
+/// Least time between two frames of input: an emulated guest must drain its queue before the next comes.
+const GAP_MIN: Duration = Duration::from_millis(4);
+/// Longest pause that is kept while catching up: long enough that a double tap or a long press stays one.
+const GAP_CAUGHT_UP_MAX: Duration = Duration::from_millis(1200);
+/// Input that a twin is given before it shows what the phone does; beyond, it begins with the phone's files alone.
+pub(super) const INPUT_REPLAYED_MAX: usize = 20_000;
+
+/// What a phone's events have told so far about where a twin may begin.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origins {
+    /// The phone's first scan ended here: from here on its files are known completely.
+    pub complete_at: Option<u64>,
+    /// The phone's present boot began here.
+    pub boot_at: Option<u64>,
+    boot_id: Option<String>,
+    /// Frames of input since that boot.
+    pub frames: usize,
+}
+
+impl Origins {
+    pub fn saw(&mut self, position: u64, event: &Event) {
+        match &event.kind {
+            Kind::Control(control) if control.kind == ControlKind::ScanDone => {
+                self.complete_at.get_or_insert(position);
+            }
+            Kind::Control(control) if control.kind == ControlKind::Started => {
+                let boot_id = boot_id(&control.text);
+                // An agent that was only restarted does not change what the phone shows.
+                if self.boot_at.is_none() || boot_id.is_none() || boot_id != self.boot_id {
+                    self.boot_at = Some(position);
+                    self.frames = 0;
+                }
+                self.boot_id = boot_id;
+            }
+            Kind::Mmi(_) => self.frames += 1,
+            _ => {}
+        }
+    }
+
+    /// Where a fresh twin begins, if it may: the position of its files, and that from which input is replayed.
+    pub fn beginning(&self, last: u64) -> Option<Beginning> {
+        let complete = self.complete_at?;
+        let boot = self.boot_at.unwrap_or(1);
+        if self.frames > INPUT_REPLAYED_MAX {
+            return Some(Beginning { files: last, input: last + 1 });
+        }
+        Some(Beginning { files: complete.max(boot), input: boot })
+    }
+}
+
+/// Where a twin that boots anew begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beginning {
+    /// Its flash is as of this position.
+    pub files: u64,
+    /// Input from this position on is given to it.
+    pub input: u64,
+}
+
+/// The last word of an agent's start message is the phone's boot id.
+fn boot_id(text: &str) -> Option<String> {
+    text.split_whitespace().next_back().filter(|word| word.len() >= 8).map(str::to_owned)
+}
+
+/// How long to wait before giving the twin a frame that the phone saw `mono_us` after its boot, when the frame before was at
+/// `before_us` and given `since` ago. A twin that lags keeps the phone's rhythm but shortens its pauses.
+pub(super) fn pause(before_us: u64, mono_us: u64, since: Duration) -> Duration {
+    // Events of ours have no such clock, and a reboot turns it back.
+    let gap = Duration::from_micros(mono_us.saturating_sub(before_us));
+    gap.clamp(GAP_MIN, GAP_CAUGHT_UP_MAX).saturating_sub(since)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sync_protocol::event::{Control, Origin};
+
+    fn control(kind: ControlKind, text: &str) -> Event {
+        let control = Control { kind, text: text.into(), path: None, count: 0 };
+        Event { seq: 1, wall_us: 0, mono_us: 0, origin: Origin::Phone, kind: Kind::Control(control) }
+    }
+
+    fn frame() -> Event {
+        let kind = Kind::Mmi(crate::input::touch_up());
+        Event { seq: 1, wall_us: 0, mono_us: 0, origin: Origin::Phone, kind }
+    }
+
+    const BOOT: &str = "0.1.0 boot 11111111-aaaa";
+    const OTHER_BOOT: &str = "0.1.0 boot 22222222-bbbb";
+
+    #[test]
+    fn a_twin_waits_for_the_first_scan_and_then_begins_at_the_phones_boot() {
+        let mut origins = Origins::default();
+        origins.saw(1, &control(ControlKind::Started, BOOT));
+        origins.saw(2, &frame());
+        assert_eq!(origins.beginning(2), None);
+        origins.saw(9, &control(ControlKind::ScanDone, ""));
+        assert_eq!(origins.beginning(9), Some(Beginning { files: 9, input: 1 }));
+        origins.saw(20, &control(ControlKind::ScanDone, ""));
+        assert_eq!(origins.beginning(20), Some(Beginning { files: 9, input: 1 }));
+        origins.saw(30, &control(ControlKind::Started, BOOT));
+        assert_eq!(origins.beginning(30), Some(Beginning { files: 9, input: 1 }));
+        origins.saw(40, &control(ControlKind::Started, OTHER_BOOT));
+        assert_eq!(origins.beginning(40), Some(Beginning { files: 40, input: 40 }));
+    }
+
+    #[test]
+    fn too_much_input_is_not_replayed() {
+        let mut origins = Origins::default();
+        origins.saw(1, &control(ControlKind::Started, BOOT));
+        origins.saw(2, &control(ControlKind::ScanDone, ""));
+        for position in 3..3 + INPUT_REPLAYED_MAX as u64 + 1 {
+            origins.saw(position, &frame());
+        }
+        assert_eq!(origins.beginning(99_999), Some(Beginning { files: 99_999, input: 100_000 }));
+    }
+
+    #[test]
+    fn the_phones_rhythm_is_kept_within_bounds() {
+        let ms = Duration::from_millis;
+        assert_eq!(pause(0, 80_000, ms(0)), ms(80));
+        assert_eq!(pause(0, 80_000, ms(30)), ms(50));
+        assert_eq!(pause(0, 80_000, ms(200)), ms(0));
+        assert_eq!(pause(0, 0, ms(0)), GAP_MIN);
+        assert_eq!(pause(5_000_000, 0, ms(0)), GAP_MIN);
+        assert_eq!(pause(0, 3_600_000_000, ms(0)), GAP_CAUGHT_UP_MAX);
+    }
+}

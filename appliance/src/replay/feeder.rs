@@ -1,0 +1,181 @@
+//! Gives a phone's log to a running machine: what the phone's user did, and what became of the files.
+
+use std::time::Duration;
+
+use store::PhoneId;
+use sync_protocol::event::{Event, Frame, Kind};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::PAGE_EVENTS;
+use super::decide::{self, Beginning};
+use crate::flashes::TwinFlash;
+use crate::input;
+use crate::log::PhoneLogs;
+use crate::twin::{Control, TwinStatus};
+
+/// How long a guest may take to draw its first picture.
+const FIRST_PICTURE_MAX: Duration = Duration::from_secs(120);
+/// How long one look for that picture lasts.
+const FIRST_PICTURE_LOOK: Duration = Duration::from_secs(10);
+/// A guest whose input is not drained by then is given more all the same: it may be waiting for just that.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// How often we look whether it is: nothing tells us.
+const DRAIN_LOOK: Duration = Duration::from_millis(2);
+/// Paths in one poke: keeps the line below what the machine's process takes.
+const POKE_BYTES_MAX: usize = 32 * 1024;
+
+/// One machine's feeder.
+pub struct Feeder {
+    pub phone: PhoneId,
+    pub logs: PhoneLogs,
+    pub flash: TwinFlash,
+    pub control: Control,
+    pub width: u16,
+    pub height: u16,
+    pub beginning: Beginning,
+    /// `fed` is written here.
+    pub status: watch::Sender<TwinStatus>,
+}
+
+/// When the last frame was given, and when the phone saw it.
+struct Rhythm {
+    given: Instant,
+    mono_us: u64,
+}
+
+impl Feeder {
+    /// Feeds until `stop`, or until the machine is gone. Returns the position up to which it was fed. `resumed`: the machine goes on
+    /// from a saved state, and need not be waited for.
+    pub async fn run(self, stop: CancellationToken, resumed: bool) -> u64 {
+        let mut fed = self.beginning.input.saturating_sub(1);
+        self.status.send_modify(|status| status.fed = fed);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.control.gone() => {}
+            () = self.feed(&mut fed, resumed) => {}
+        }
+        fed
+    }
+
+    /// `fed` rises only when an event has been given completely, so that this may be dropped at any await.
+    async fn feed(&self, fed: &mut u64, resumed: bool) {
+        if !resumed && !self.await_first_picture().await {
+            warn!(phone = %self.phone, "the twin's guest draws nothing; it is fed all the same");
+        }
+        let mut grown = match self.logs.watch(&self.phone) {
+            Ok(grown) => grown,
+            Err(error) => {
+                warn!(phone = %self.phone, %error, "the twin cannot follow the log");
+                return;
+            }
+        };
+        let mut rhythm = Rhythm { given: Instant::now(), mono_us: 0 };
+        loop {
+            let (logs, phone, next) = (self.logs.clone(), self.phone.clone(), *fed + 1);
+            let page = tokio::task::spawn_blocking(move || logs.read(&phone, next, PAGE_EVENTS)).await;
+            let page = match page {
+                Ok(Ok(page)) => page,
+                Ok(Err(error)) => {
+                    warn!(phone = %self.phone, %error, "the twin cannot follow the log");
+                    return;
+                }
+                Err(_) => return,
+            };
+            if page.is_empty() {
+                if grown.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            for (position, event) in page {
+                self.give(position, event, &mut rhythm).await;
+                *fed = position;
+                self.status.send_modify(|status| status.fed = position);
+            }
+        }
+    }
+
+    async fn give(&self, position: u64, event: Event, rhythm: &mut Rhythm) {
+        match &event.kind {
+            Kind::Mmi(frame) => {
+                let pause = decide::pause(rhythm.mono_us, event.mono_us, rhythm.given.elapsed());
+                tokio::time::sleep(pause).await;
+                self.drained().await;
+                self.touch(frame.clone()).await;
+                *rhythm = Rhythm { given: Instant::now(), mono_us: event.mono_us };
+            }
+            // The flash began with these.
+            Kind::File(_) if position <= self.beginning.files => {}
+            Kind::File(_) => {
+                let flash = self.flash.clone();
+                let applied = tokio::task::spawn_blocking(move || flash.apply(position, &event)).await;
+                match applied {
+                    Ok(Ok(paths)) => self.poke(paths).await,
+                    Ok(Err(error)) => warn!(phone = %self.phone, position, %error, "the twin's flash does not follow"),
+                    Err(error) => warn!(phone = %self.phone, position, %error, "the twin's flash does not follow"),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn touch(&self, frame: Frame) {
+        let frame = input::scaled(frame, self.width, self.height);
+        if let Err(error) = self.control.input(&frame).await {
+            debug!(phone = %self.phone, %error, "input is lost on the twin");
+        }
+    }
+
+    async fn poke(&self, paths: Vec<String>) {
+        let mut some = Vec::new();
+        let mut bytes = 0;
+        for path in paths {
+            bytes += path.len();
+            some.push(path);
+            if bytes > POKE_BYTES_MAX {
+                self.poke_some(&std::mem::take(&mut some)).await;
+                bytes = 0;
+            }
+        }
+        if !some.is_empty() {
+            self.poke_some(&some).await;
+        }
+    }
+
+    async fn poke_some(&self, paths: &[String]) {
+        // A guest that does not listen sees the change when it opens the file.
+        if let Err(error) = self.control.poke(paths).await {
+            debug!(phone = %self.phone, %error, "the twin's guest was not poked");
+        }
+    }
+
+    /// Waits until the guest has drawn something: then its programs run, and read their input.
+    async fn await_first_picture(&self) -> bool {
+        let give_up = Instant::now() + FIRST_PICTURE_MAX;
+        while Instant::now() < give_up {
+            match self.control.screen_wait(0, FIRST_PICTURE_LOOK).await {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => {
+                    debug!(phone = %self.phone, %error, "cannot wait for the twin's screen");
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
+    /// Waits until the guest has taken the input it was given before.
+    async fn drained(&self) {
+        let give_up = Instant::now() + DRAIN_MAX;
+        while let Ok(false) = self.control.input_drained().await {
+            if Instant::now() >= give_up {
+                return;
+            }
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! The keeper of one twin: the only task that starts, feeds, parks and ends its machine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use store::PhoneId;
+use tokio::net::UnixListener;
+use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::control::MachineEvent;
+use super::decide::{AfterCrash, Crashes, TwinState};
+use super::process::{Folder, Machine, MachineConfig, ProcessError};
+use super::{Inner, Running, TwinError, TwinStatus};
+use crate::flashes::{FlashesError, TwinFlash};
+use crate::live::Notice;
+use crate::phones::{Standing, now_us};
+use crate::replay::{Beginning, Feeder};
+
+/// A machine that has not connected to its flash and console by then will not.
+const CONNECT_MAX: Duration = Duration::from_secs(20);
+
+pub(super) type Reply = oneshot::Sender<Result<(), TwinError>>;
+
+#[derive(Debug)]
+pub(super) enum Request {
+    Start(Reply),
+    /// Only if nobody has stopped, parked or given up on it.
+    StartByItself(Reply),
+    Park(Reply),
+    Stop(Reply),
+}
+
+pub(super) struct Keeper {
+    phone: PhoneId,
+    inner: Arc<Inner>,
+    status: watch::Sender<TwinStatus>,
+    crashes: Crashes,
+    /// Somebody stopped or parked it: it does not start by itself.
+    at_rest: bool,
+    restart_at: Option<tokio::time::Instant>,
+    running: Option<Keeping>,
+}
+
+/// A running machine with all that belongs to it.
+struct Keeping {
+    machine: Machine,
+    events: broadcast::Receiver<MachineEvent>,
+    flash: TwinFlash,
+    /// Serves the flash; ends when the machine does.
+    server: JoinHandle<Result<(), FlashesError>>,
+    /// Reads what the guest says on its console port; ends when the machine does.
+    poke: JoinHandle<()>,
+    feeding: CancellationToken,
+    /// Gives back the position up to which the machine was fed.
+    feeder: JoinHandle<u64>,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// What is kept beside a parked machine.
+#[derive(Debug, Serialize, Deserialize)]
+struct Parked {
+    fed: u64,
+    image: String,
+}
+
+enum Happened {
+    Asked(Request),
+    Ended(String),
+    TimeToRestart,
+    Stopping,
+}
+
+impl Keeper {
+    pub(super) fn new(phone: PhoneId, inner: Arc<Inner>, status: watch::Sender<TwinStatus>) -> Keeper {
+        let crashes = Crashes::default();
+        Keeper { phone, inner, status, crashes, at_rest: false, restart_at: None, running: None }
+    }
+
+    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        if self.parked_folder().join("parked.json").exists() {
+            self.set(TwinState::Parked, "parked by an earlier run of the appliance");
+        }
+        loop {
+            match self.next(&mut requests).await {
+                Happened::Asked(request) => self.answer(request).await,
+                Happened::Ended(how) => self.crashed(&how).await,
+                Happened::TimeToRestart => {
+                    self.restart_at = None;
+                    if let Err(error) = self.start().await {
+                        self.cannot_start(&error);
+                    }
+                }
+                Happened::Stopping => {
+                    self.end().await;
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn next(&mut self, requests: &mut mpsc::Receiver<Request>) -> Happened {
+        let restart_at = self.restart_at;
+        let restart = async {
+            match restart_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let running = &mut self.running;
+        let ended = async {
+            match running {
+                Some(keeping) => keeping.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.inner.stop.cancelled() => Happened::Stopping,
+            request = requests.recv() => request.map_or(Happened::Stopping, Happened::Asked),
+            how = ended => Happened::Ended(how),
+            () = restart => Happened::TimeToRestart,
+        }
+    }
+
+    async fn answer(&mut self, request: Request) {
+        let (reply, result) = match request {
+            Request::Start(reply) => {
+                self.crashes.forgive();
+                self.at_rest = false;
+                (reply, self.start().await)
+            }
+            Request::StartByItself(reply) if self.at_rest || self.restart_at.is_some() => (reply, Ok(())),
+            Request::StartByItself(reply) => (reply, self.start().await),
+            Request::Park(reply) => (reply, self.park().await),
+            Request::Stop(reply) => (reply, self.stop().await),
+        };
+        match &result {
+            // It may simply be too early, or too full: neither is a failure of this twin.
+            Err(error @ (TwinError::Incomplete | TwinError::TooMany(_))) => {
+                self.set(self.state(), &error.to_string());
+            }
+            Err(error) if self.running.is_none() => self.cannot_start(error),
+            _ => {}
+        }
+        // An error means that nobody waits for the answer.
+        let _ = reply.send(result);
+    }
+
+    fn cannot_start(&mut self, error: &TwinError) {
+        warn!(phone = %self.phone, %error, "twin failed");
+        self.at_rest = true;
+        self.set(TwinState::Failed, &error.to_string());
+    }
+
+    async fn crashed(&mut self, how: &str) {
+        warn!(phone = %self.phone, how, "twin ended");
+        self.end().await;
+        match self.crashes.crashed(Instant::now(), self.inner.config.restarts_max) {
+            AfterCrash::StartAgain { after } => {
+                self.restart_at = Some(tokio::time::Instant::now() + after);
+                self.status.send_modify(|status| status.restarts += 1);
+                self.set(TwinState::Starting, &format!("it ended ({how}) and is started again"));
+            }
+            AfterCrash::GiveUp => {
+                self.at_rest = true;
+                self.set(TwinState::Failed, &format!("it ended too often; the last time: {how}"));
+            }
+        }
+    }
+
+    async fn start(&mut self) -> Result<(), TwinError> {
+        if self.running.is_some() {
+            return Ok(());
+        }
+        self.restart_at = None;
+        let slots = self.inner.slots.clone();
+        let slot = slots.try_acquire_owned().map_err(|_| TwinError::TooMany(self.inner.config.running_max))?;
+        let was_parked = self.state() == TwinState::Parked;
+        self.set(TwinState::Starting, "");
+        let parked = self.parked_folder();
+        let resumed = if was_parked { self.bring_up(slot, Some(parked)).await } else { self.boot(slot).await };
+        match resumed {
+            Ok(()) => Ok(()),
+            Err(TwinError::Incomplete) => {
+                self.set(TwinState::Stopped, "");
+                Err(TwinError::Incomplete)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn boot(&mut self, slot: OwnedSemaphorePermit) -> Result<(), TwinError> {
+        // Whatever was parked before is older than what boots now.
+        remove(&self.parked_folder());
+        self.bring_up(slot, None).await
+    }
+
+    /// Starts a process for a machine that boots, or goes on as it was saved in `parked`.
+    async fn bring_up(&mut self, slot: OwnedSemaphorePermit, parked: Option<PathBuf>) -> Result<(), TwinError> {
+        let phone = self.inner.phones.find(self.phone.as_str()).map_err(|_| TwinError::NotRunning)?;
+        if phone.standing != Standing::Released {
+            return Err(TwinError::NotRunning);
+        }
+        let inner = self.inner.clone();
+        let from = parked.clone();
+        let prepared = tokio::task::spawn_blocking(move || prepare(&inner, &phone, from));
+        let (flash, image, beginning) = prepared.await.map_err(|_| TwinError::Stopping)??;
+        let config = MachineConfig {
+            kernel: image.kernel(),
+            initramfs: image.initramfs(),
+            cmdline: format!("{} pollux.root=virtiofs:flash", image.manifest().kernel_cmdline),
+            ram_mib: image.manifest().ram_mib,
+            width: image.manifest().display.width,
+            height: image.manifest().display.height,
+            cpu_model: "cortex-a53".into(),
+            disk: None,
+            flash: true,
+            mac: None,
+            poke: true,
+            restore: parked.map(|folder| folder.join("machine")),
+        };
+        let folder = Folder::make(&self.inner.runtime.join(self.phone.as_str()))?;
+        let listen = |path: PathBuf| {
+            UnixListener::bind(&path).map_err(|source| ProcessError::File { action: "listen on", path, source })
+        };
+        let (flash_door, poke_door) = (listen(folder.flash())?, listen(folder.poke())?);
+        let machine = Machine::start(&self.binary()?, folder, &config).await?;
+        let events = machine.control().events();
+        let control = machine.control().clone();
+        let resume = config.restore.is_some();
+        // It connects to us while it boots or restores.
+        let booting = async {
+            if resume { control.resume().await } else { control.boot().await }
+        };
+        let connecting = async { tokio::try_join!(flash_door.accept(), poke_door.accept()) };
+        let connecting = tokio::time::timeout(CONNECT_MAX, connecting);
+        let (booted, connected) = tokio::join!(booting, connecting);
+        booted?;
+        let ((flash_stream, _), (poke_stream, _)) = connected
+            .map_err(|_| ProcessError::Ended("it did not connect to its flash".into()))?
+            .map_err(|source| ProcessError::File { action: "accept on", path: machine.folder().flash(), source })?;
+        let server = flash.serve(flash_stream)?;
+        let poke = tokio::spawn(drain(poke_stream));
+        let feeding = self.inner.stop.child_token();
+        let feeder = Feeder {
+            phone: self.phone.clone(),
+            logs: self.inner.logs.clone(),
+            flash: flash.clone(),
+            control: machine.control().clone(),
+            width: config.width as u16,
+            height: config.height as u16,
+            beginning,
+            status: self.status.clone(),
+        };
+        let feeder = tokio::spawn(feeder.run(feeding.clone(), resume));
+        let running = Running {
+            control: machine.control().clone(),
+            rfb: machine.folder().rfb(),
+            width: config.width as u16,
+            height: config.height as u16,
+        };
+        let pid = machine.pid();
+        self.running = Some(Keeping { machine, events, flash, server, poke, feeding, feeder, _slot: slot });
+        self.status.send_modify(|status| {
+            status.running = Some(running);
+            status.pid = pid;
+        });
+        self.set(TwinState::Running, "");
+        info!(phone = %self.phone, pid, resume, "twin runs");
+        Ok(())
+    }
+
+    async fn park(&mut self) -> Result<(), TwinError> {
+        let Some(keeping) = self.running.as_mut() else {
+            return if self.state() == TwinState::Parked { Ok(()) } else { Err(TwinError::NothingToPark) };
+        };
+        let folder = self.inner.parked.join(self.phone.as_str());
+        let image = keeping.flash.image_id();
+        keeping.feeding.cancel();
+        let fed = (&mut keeping.feeder).await.map_err(|_| TwinError::Stopping)?;
+        let control = keeping.machine.control().clone();
+        let flash = keeping.flash.clone();
+        self.set(TwinState::Parking, "");
+        let saved = async {
+            let folder = Folder::make(&folder)?;
+            control.pause().await?;
+            control.save(&folder.path().join("machine")).await?;
+            let path = folder.path().to_owned();
+            tokio::task::spawn_blocking(move || flash.save(&path.join("layer")))
+                .await
+                .map_err(|_| TwinError::Stopping)??;
+            let record = serde_json::to_vec(&Parked { fed, image }).unwrap_or_default();
+            // Last: its presence says that the rest is whole.
+            let path = folder.path().join("parked.json");
+            std::fs::write(&path, record)
+                .map_err(|source| TwinError::Process(ProcessError::File { action: "write", path, source }))
+        };
+        let result = saved.await;
+        self.at_rest = true;
+        self.end().await;
+        match &result {
+            Ok(()) => self.set(TwinState::Parked, ""),
+            Err(_) => remove(&folder),
+        }
+        result
+    }
+
+    async fn stop(&mut self) -> Result<(), TwinError> {
+        self.at_rest = true;
+        self.restart_at = None;
+        self.end().await;
+        remove(&self.parked_folder());
+        self.set(TwinState::Stopped, "");
+        Ok(())
+    }
+
+    /// Ends process, flash server and feeder, in that order of dependence, and waits for all.
+    async fn end(&mut self) {
+        let Some(keeping) = self.running.take() else { return };
+        self.status.send_modify(|status| {
+            status.running = None;
+            status.pid = None;
+        });
+        keeping.feeding.cancel();
+        keeping.machine.end().await;
+        keeping.poke.abort();
+        if let Ok(Err(error)) = keeping.server.await {
+            warn!(phone = %self.phone, %error, "the twin's flash server failed");
+        }
+        if !keeping.feeder.is_finished() {
+            // Its machine is gone, so it cannot wait for it.
+            let _ = keeping.feeder.await;
+        }
+    }
+
+    fn binary(&self) -> Result<PathBuf, TwinError> {
+        if let Some(binary) = &self.inner.config.binary {
+            return Ok(binary.clone());
+        }
+        Ok(binary_beside_us())
+    }
+
+    fn parked_folder(&self) -> PathBuf {
+        self.inner.parked.join(self.phone.as_str())
+    }
+
+    fn state(&self) -> TwinState {
+        self.status.borrow().state
+    }
+
+    fn set(&self, state: TwinState, detail: &str) {
+        self.status.send_modify(|status| {
+            if status.state != state {
+                status.since_us = now_us();
+            }
+            status.state = state;
+            status.detail = detail.to_owned();
+        });
+        self.inner.live.tell(Notice::Twin { phone: self.phone.clone() });
+    }
+}
+
+impl Keeping {
+    /// Resolves when the machine is no more, with the reason. Cancel-safe.
+    async fn ended(&mut self) -> String {
+        loop {
+            tokio::select! {
+                how = self.machine.ended() => return how,
+                event = self.events.recv() => match event {
+                    Ok(event) if event.event == "exit" => {
+                        let detail = event.detail.map(|detail| format!(": {detail}")).unwrap_or_default();
+                        return format!("the guest ended by {}{detail}", event.reason);
+                    }
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    // The connection is gone; so is, or will be, the process.
+                    Err(broadcast::error::RecvError::Closed) => return self.machine.ended().await,
+                },
+            }
+        }
+    }
+}
+
+type Prepared = (TwinFlash, image_builder::Image, Beginning);
+
+/// Finds image and flash for a machine. Blocks.
+fn prepare(inner: &Inner, phone: &crate::phones::Phone, parked: Option<PathBuf>) -> Result<Prepared, TwinError> {
+    let image = inner.flashes.image_of(phone)?;
+    let lead = inner.leads.of(&phone.id);
+    if let Some(folder) = parked {
+        let read = std::fs::read(folder.join("parked.json")).ok();
+        let record = read.and_then(|bytes| serde_json::from_slice::<Parked>(&bytes).ok());
+        // A machine goes on only on the image that it was saved with.
+        if let Some(record) = record.filter(|record| record.image == image.manifest().hash) {
+            let flash = inner.flashes.twin(phone, record.fed, Some(&folder.join("layer")), lead)?;
+            return Ok((flash, image, Beginning { files: record.fed, input: record.fed + 1 }));
+        }
+        return Err(FlashesError::Parked(phone.id.clone()).into());
+    }
+    let beginning = crate::replay::beginning(&inner.logs, &inner.origins, &phone.id)?.ok_or(TwinError::Incomplete)?;
+    let flash = inner.flashes.twin(phone, beginning.files, None, lead)?;
+    Ok((flash, image, beginning))
+}
+
+/// `pollux-twin` in the folder of the running program; of tests, which run from a folder below it, one up.
+pub(crate) fn binary_beside_us() -> PathBuf {
+    let ours = std::env::current_exe().unwrap_or_default();
+    let folder = ours.parent().map(std::path::Path::to_owned).unwrap_or_default();
+    let beside = folder.join("pollux-twin");
+    match folder.parent().map(|up| up.join("pollux-twin")) {
+        Some(above) if !beside.is_file() && above.is_file() => above,
+        _ => beside,
+    }
+}
+
+/// The guest has nothing to tell us on that port, but must not be held up if it does.
+async fn drain(mut stream: tokio::net::UnixStream) {
+    let mut sink = tokio::io::sink();
+    if let Err(error) = tokio::io::copy(&mut stream, &mut sink).await {
+        tracing::debug!(%error, "a guest's port closed");
+    }
+}
+
+fn remove(folder: &std::path::Path) {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            warn!(folder = %folder.display(), %error, "cannot remove a parked machine");
+        }
+        _ => {}
+    }
+}

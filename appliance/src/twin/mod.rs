@@ -1,0 +1,247 @@
+//! Twins: which run, which are parked, and how to make them do either.
+//!
+//! One [`keeper`] task per phone owns that phone's machine, its flash server and the feeding of the log into it; everybody else
+//! asks the keeper. Promises: at most `running_max` machines run; no process is left after shutdown; a machine that dies
+//! takes nothing with it and is started again a few times. Leaves out: what is fed ([`crate::replay`]).
+
+pub mod control;
+mod decide;
+mod keeper;
+pub mod process;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use store::PhoneId;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use control::{Control, ControlError};
+pub use decide::TwinState;
+use keeper::{Keeper, Request};
+pub use process::ProcessError;
+
+use crate::config::TwinsConfig;
+use crate::flashes::{Flashes, FlashesError};
+use crate::live::Live;
+use crate::log::{LogError, PhoneLogs};
+use crate::phones::Phones;
+use crate::records::Table;
+use crate::replay::KeptOrigins;
+
+/// Requests that wait for one keeper.
+const REQUESTS_MAX: usize = 16;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TwinError {
+    #[error("the twin does not run")]
+    NotRunning,
+    #[error("{0} twins run already, as many as may; park one first, or raise twins.running_max")]
+    TooMany(usize),
+    #[error("the phone's first scan of its files has not been received yet; the twin starts by itself when it has")]
+    Incomplete,
+    #[error("the twin does not run, so it cannot be parked")]
+    NothingToPark,
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Flash(#[from] FlashesError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("the appliance is stopping")]
+    Stopping,
+}
+
+/// How a twin is.
+#[derive(Debug, Clone)]
+pub struct TwinStatus {
+    pub state: TwinState,
+    pub since_us: u64,
+    pub detail: String,
+    pub restarts: u32,
+    pub pid: Option<u32>,
+    /// Last position of the log that reached it.
+    pub fed: u64,
+    pub running: Option<Running>,
+}
+
+/// What others may use of a running machine.
+#[derive(Debug, Clone)]
+pub struct Running {
+    pub control: Control,
+    pub rfb: PathBuf,
+    pub width: u16,
+    pub height: u16,
+}
+
+impl Default for TwinStatus {
+    fn default() -> TwinStatus {
+        TwinStatus {
+            state: TwinState::Stopped,
+            since_us: 0,
+            detail: String::new(),
+            restarts: 0,
+            pid: None,
+            fed: 0,
+            running: None,
+        }
+    }
+}
+
+/// The manager: hands requests to keepers, and knows what they say.
+#[derive(Clone)]
+pub struct Twins {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: TwinsConfig,
+    /// Folders of running machines.
+    runtime: PathBuf,
+    /// Folders of parked machines.
+    parked: PathBuf,
+    slots: Arc<Semaphore>,
+    phones: Phones,
+    flashes: Flashes,
+    logs: PhoneLogs,
+    leads: crate::drive::GuestChanges,
+    origins: Table<KeptOrigins>,
+    live: Live,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    keepers: Mutex<HashMap<PhoneId, Handle>>,
+}
+
+#[derive(Clone)]
+struct Handle {
+    requests: mpsc::Sender<Request>,
+    status: watch::Receiver<TwinStatus>,
+}
+
+/// What the manager is made of.
+pub struct TwinsParts {
+    pub config: TwinsConfig,
+    pub runtime: PathBuf,
+    pub parked: PathBuf,
+    pub phones: Phones,
+    pub flashes: Flashes,
+    pub logs: PhoneLogs,
+    /// Where guests' changes go that were made while an operator drives.
+    pub leads: crate::drive::GuestChanges,
+    pub origins: Table<KeptOrigins>,
+    pub live: Live,
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
+}
+
+impl Twins {
+    pub fn new(parts: TwinsParts) -> Twins {
+        let TwinsParts { config, runtime, parked, phones, flashes, logs, leads, origins, live, tasks, stop } = parts;
+        let slots = Arc::new(Semaphore::new(config.running_max));
+        let keepers = Mutex::default();
+        let inner =
+            Inner { config, runtime, parked, slots, phones, flashes, logs, leads, origins, live, tasks, stop, keepers };
+        Twins { inner: Arc::new(inner) }
+    }
+
+    pub fn running_max(&self) -> usize {
+        self.inner.config.running_max
+    }
+
+    /// How many machines run.
+    pub fn running(&self) -> usize {
+        self.running_max() - self.inner.slots.available_permits()
+    }
+
+    pub fn status(&self, phone: &PhoneId) -> TwinStatus {
+        self.keepers().get(phone).map(|keeper| keeper.status.borrow().clone()).unwrap_or_default()
+    }
+
+    /// Follows a twin's status.
+    pub fn watch(&self, phone: &PhoneId) -> watch::Receiver<TwinStatus> {
+        self.keeper(phone).status
+    }
+
+    /// The running machine.
+    pub fn machine(&self, phone: &PhoneId) -> Result<Running, TwinError> {
+        self.status(phone).running.ok_or(TwinError::NotRunning)
+    }
+
+    pub fn control(&self, phone: &PhoneId) -> Result<Control, TwinError> {
+        Ok(self.machine(phone)?.control)
+    }
+
+    /// The last output of the machine's serial console.
+    pub async fn console(&self, phone: &PhoneId) -> Result<String, TwinError> {
+        Ok(self.control(phone)?.console_tail().await?)
+    }
+
+    /// Starts the twin, or resumes it where it was parked. Nothing happens if it runs.
+    pub async fn start(&self, phone: &PhoneId) -> Result<(), TwinError> {
+        self.ask(phone, Request::Start).await
+    }
+
+    /// Saves the machine and ends its process.
+    pub async fn park(&self, phone: &PhoneId) -> Result<(), TwinError> {
+        self.ask(phone, Request::Park).await
+    }
+
+    /// Ends the machine and forgets it.
+    pub async fn stop(&self, phone: &PhoneId) -> Result<(), TwinError> {
+        self.ask(phone, Request::Stop).await
+    }
+
+    /// Like [`Twins::start`] for a twin that nobody has stopped or parked on purpose, without waiting for it.
+    pub fn start_by_itself(&self, phone: &PhoneId) {
+        if self.inner.config.autostart {
+            self.tell(phone, Request::StartByItself);
+        }
+    }
+
+    /// Like [`Twins::stop`], without waiting for it.
+    pub fn stop_soon(&self, phone: &PhoneId) {
+        if self.keepers().contains_key(phone) {
+            self.tell(phone, |reply| Request::Stop(reply));
+        }
+    }
+
+    fn tell(&self, phone: &PhoneId, request: impl FnOnce(oneshot::Sender<Result<(), TwinError>>) -> Request) {
+        let (reply, _) = oneshot::channel();
+        // A full queue holds requests enough that settle the twin's state; a closed one means that we are stopping.
+        let _ = self.keeper(phone).requests.try_send(request(reply));
+    }
+
+    async fn ask(
+        &self,
+        phone: &PhoneId,
+        request: impl FnOnce(oneshot::Sender<Result<(), TwinError>>) -> Request,
+    ) -> Result<(), TwinError> {
+        let (reply, answer) = oneshot::channel();
+        let requests = self.keeper(phone).requests;
+        requests.send(request(reply)).await.map_err(|_| TwinError::Stopping)?;
+        answer.await.map_err(|_| TwinError::Stopping)?
+    }
+
+    /// The phone's keeper, made when first asked for.
+    fn keeper(&self, phone: &PhoneId) -> Handle {
+        let mut keepers = self.keepers();
+        if let Some(handle) = keepers.get(phone) {
+            return handle.clone();
+        }
+        let (requests, waiting) = mpsc::channel(REQUESTS_MAX);
+        let (status, watched) = watch::channel(TwinStatus::default());
+        let keeper = Keeper::new(phone.clone(), self.inner.clone(), status);
+        self.inner.tasks.spawn(keeper.run(waiting));
+        let handle = Handle { requests, status: watched };
+        keepers.insert(phone.clone(), handle.clone());
+        handle
+    }
+
+    fn keepers(&self) -> MutexGuard<'_, HashMap<PhoneId, Handle>> {
+        self.inner.keepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
