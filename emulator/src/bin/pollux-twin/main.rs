@@ -1,6 +1,7 @@
 //! `pollux-twin`: the process around one running twin. It builds the machine that its configuration describes, and obeys its
 //! control socket; the screen is offered by RFB. It knows no phone, no store and no network of its own.
 //!
+//! When it listens it prints `ready` on its standard output, and nothing else ever; its log goes to standard error.
 //! It ends when it is told to stop or gets SIGTERM or SIGINT, and leaves no socket behind. A guest that ends by itself does not end
 //! it: whoever drives it may still want to see the screen and the console.
 
@@ -13,6 +14,7 @@ mod rfb;
 mod screen;
 mod twin;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -62,6 +64,8 @@ fn main() -> anyhow::Result<()> {
     let rfb = rfb::serve(&config.rfb_socket, twin.screen.clone(), hands).with_context(|| listening(&config.rfb_socket))?;
     let control = control::serve(&config.control_socket, twin.clone(), events, quit);
     let control = control.with_context(|| listening(&config.control_socket))?;
+    // Whoever does not wait for this may have closed the pipe.
+    let _ = writeln!(std::io::stdout(), "ready");
 
     wait_quit.recv().context("nobody is left who could ask to stop")?;
     twin.stop();

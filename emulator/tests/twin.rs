@@ -1,0 +1,331 @@
+//! `pollux-twin` as the appliance uses it: a process with a configuration, a control socket and an RFB socket, running the
+//! reference phone.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use image_builder::{GuestBinaries, Image, Options};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// Long enough for a host under load; a hanging twin fails by it.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// A screen that has not changed for so long has settled: the handset draws a reaction in a fraction of it.
+const SETTLED_MS: u64 = 1500;
+/// Where the handset has what is tapped here, at 360 x 720.
+const NOTES: (u16, u16) = (303, 626);
+const BACK: (u16, u16) = (40, 701);
+
+/// The reference phone's image: as built, or built now.
+fn image() -> &'static Image {
+    static IMAGE: OnceLock<Image> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let cache_dir = image_builder::cache_dir();
+        Image::latest(&cache_dir, "handset-arm64").unwrap_or_else(|_| {
+            let guest = Some(GuestBinaries::in_cache(&cache_dir));
+            let options = Options { cache_dir, guest, lock: None };
+            image_builder::build("handset-arm64", &options, &|line| println!("{line}")).expect("scripts/setup prepares what images need")
+        })
+    })
+}
+
+/// A running `pollux-twin` and one client of its control socket.
+struct Twin {
+    process: Child,
+    control: BufReader<UnixStream>,
+    folder: PathBuf,
+    requests: u64,
+    events: Vec<Value>,
+}
+
+impl Twin {
+    /// Starts the process in `folder`; `change` adjusts its configuration.
+    fn start(folder: &Path, change: impl FnOnce(&mut Value)) -> Self {
+        let image = image();
+        let cmdline = format!("{} pollux.root=/dev/vda", image.manifest().kernel_cmdline);
+        let mut config = json!({
+            "image": {"kernel": image.kernel(), "initramfs": image.initramfs(), "cmdline": cmdline},
+            "ram_mib": 256,
+            "disks": [{"path": folder.join("disk")}],
+            "console_log": folder.join("console.log"),
+            "control_socket": folder.join("control.sock"),
+            "rfb_socket": folder.join("rfb.sock"),
+        });
+        change(&mut config);
+        std::fs::write(folder.join("twin.json"), config.to_string()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pollux-twin"));
+        let mut process = command.arg("--config").arg(folder.join("twin.json")).stdout(Stdio::piped()).spawn().unwrap();
+        let mut ready = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        assert_eq!(ready, "ready\n");
+        let control = UnixStream::connect(folder.join("control.sock")).unwrap();
+        control.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { process, control: BufReader::new(control), folder: folder.into(), requests: 0, events: Vec::new() }
+    }
+
+    fn read(&mut self) -> Value {
+        let mut line = String::new();
+        self.control.read_line(&mut line).expect("an answer in time");
+        serde_json::from_str(&line).expect("a line of JSON")
+    }
+
+    /// Asks, and returns the whole reply.
+    fn ask(&mut self, mut request: Value) -> Value {
+        self.requests += 1;
+        request["id"] = self.requests.into();
+        self.control.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
+        loop {
+            let message = self.read();
+            if message.get("event").is_none() {
+                assert_eq!(message["id"], self.requests);
+                return message;
+            }
+            self.events.push(message);
+        }
+    }
+
+    /// Asks for what must succeed.
+    fn get(&mut self, request: Value) -> Value {
+        let reply = self.ask(request.clone());
+        assert!(reply.get("ok").is_some(), "{request}: {reply}; console:\n{}", self.console());
+        reply["ok"].clone()
+    }
+
+    fn console(&self) -> String {
+        std::fs::read_to_string(self.folder.join("console.log")).unwrap_or_default()
+    }
+
+    fn generation(&mut self) -> u64 {
+        self.get(json!({"op": "status"}))["generation"].as_u64().unwrap()
+    }
+
+    fn sha256(&mut self) -> String {
+        self.get(json!({"op": "screen"}))["sha256"].as_str().unwrap().into()
+    }
+
+    /// Waits until the screen goes beyond a generation, and then until it stays as it is.
+    fn changed_screen(&mut self, beyond: u64) -> String {
+        let wait = |after: u64, ms: u64| json!({"op": "screen_wait", "after_generation": after, "timeout_ms": ms});
+        let mut seen = self.get(wait(beyond, 60_000));
+        assert_eq!(seen["changed"], true, "the screen does not change; console:\n{}", self.console());
+        while seen["changed"] == true {
+            seen = self.get(wait(seen["generation"].as_u64().unwrap(), SETTLED_MS));
+        }
+        self.sha256()
+    }
+
+    /// A finger down and up.
+    fn tap(&mut self, (x, y): (u16, u16), tracking_id: u32) {
+        let down = json!([[3, 0x2f, 0], [3, 0x39, tracking_id], [3, 0x35, x], [3, 0x36, y], [1, 0x14a, 1], [3, 0, x], [3, 1, y]]);
+        let up = json!([[3, 0x2f, 0], [3, 0x39, -1], [1, 0x14a, 0]]);
+        for events in [down, up] {
+            self.get(json!({"op": "input", "device": "touch", "events": events}));
+        }
+    }
+
+    /// Waits for the process to end, and sees that it leaves no socket.
+    fn ended(mut self) -> ExitStatus {
+        let mut rest = String::new();
+        self.control.read_to_string(&mut rest).expect("it closes its socket in time");
+        let status = self.process.wait().unwrap();
+        for socket in ["control.sock", "rfb.sock"] {
+            assert!(!self.folder.join(socket).exists(), "{socket} is left behind");
+        }
+        status
+    }
+}
+
+impl Drop for Twin {
+    fn drop(&mut self) {
+        // Fails if it has ended, as it should have.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A VNC client that takes Raw only.
+struct Viewer {
+    stream: UnixStream,
+    width: usize,
+    pixels: Vec<u8>,
+}
+
+impl Viewer {
+    fn connect(path: &Path) -> Self {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.read_exact(&mut [0; 12]).unwrap();
+        stream.write_all(b"RFB 003.008\n").unwrap();
+        stream.read_exact(&mut [0; 2]).unwrap();
+        stream.write_all(&[1]).unwrap();
+        stream.read_exact(&mut [0; 4]).unwrap();
+        stream.write_all(&[1]).unwrap();
+        let mut init = [0; 24];
+        stream.read_exact(&mut init).unwrap();
+        let side = |at: usize| usize::from(u16::from_be_bytes([init[at], init[at + 1]]));
+        let mut name = vec![0; usize::from(init[23])];
+        stream.read_exact(&mut name).unwrap();
+        Self { stream, width: side(0), pixels: vec![0; side(0) * side(2) * 4] }
+    }
+
+    fn request(&mut self, incremental: bool) {
+        self.stream.write_all(&[&[3, u8::from(incremental), 0, 0, 0, 0][..], &[0xff; 4]].concat()).unwrap();
+    }
+
+    fn pointer(&mut self, buttons: u8, (x, y): (u16, u16)) {
+        let [x0, x1] = x.to_be_bytes();
+        let [y0, y1] = y.to_be_bytes();
+        self.stream.write_all(&[5, buttons, x0, x1, y0, y1]).unwrap();
+    }
+
+    /// Takes one update; returns how many pixels it had.
+    fn update(&mut self) -> usize {
+        let mut head = [0; 4];
+        self.stream.read_exact(&mut head).unwrap();
+        let mut count = 0;
+        for _ in 0..u16::from_be_bytes([head[2], head[3]]) {
+            let mut rect = [0; 12];
+            self.stream.read_exact(&mut rect).unwrap();
+            let [x, y, width, height] = std::array::from_fn(|i| usize::from(u16::from_be_bytes([rect[2 * i], rect[2 * i + 1]])));
+            assert_eq!(rect[8..], [0; 4], "Raw");
+            for row in y..y + height {
+                let start = (row * self.width + x) * 4;
+                self.stream.read_exact(&mut self.pixels[start..start + width * 4]).unwrap();
+            }
+            count += width * height;
+        }
+        count
+    }
+
+    /// The digest that the control socket gives for the same picture.
+    fn sha256(&self) -> String {
+        let height = self.pixels.len() / 4 / self.width;
+        let mut digest = Sha256::new();
+        digest.update((self.width as u32).to_le_bytes());
+        digest.update((height as u32).to_le_bytes());
+        self.pixels.chunks(4).for_each(|p| digest.update([p[2], p[1], p[0]]));
+        digest.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+#[test]
+fn a_phone_boots_is_used_saved_and_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    image().copy_disk(&dir.path().join("disk")).unwrap();
+    let mut twin = Twin::start(dir.path(), |_| {});
+    assert_eq!(twin.get(json!({"op": "status"}))["state"], "created");
+    let black = twin.sha256();
+    twin.get(json!({"op": "boot"}));
+    let home = twin.changed_screen(0);
+    assert_ne!(home, black);
+    assert!(twin.ask(json!({"op": "boot"}))["error"].as_str().unwrap().contains("the machine is running"));
+
+    let before = twin.generation();
+    twin.tap(NOTES, 1);
+    let notes = twin.changed_screen(before);
+    assert_ne!(notes, home);
+    assert_eq!(twin.get(json!({"op": "input_drained"}))["drained"], true);
+
+    twin.get(json!({"op": "pause"}));
+    let paused = twin.get(json!({"op": "status"}));
+    assert_eq!(paused["state"], "paused");
+    // What is touched now, the phone feels when it goes on.
+    let before = twin.generation();
+    twin.tap(BACK, 2);
+    assert_eq!(twin.get(json!({"op": "status"}))["guest_uptime_ms"], paused["guest_uptime_ms"]);
+    assert_eq!(twin.sha256(), notes);
+    let saved = dir.path().join("saved");
+    twin.get(json!({"op": "save", "path": saved}));
+    twin.get(json!({"op": "resume"}));
+    twin.changed_screen(before);
+    twin.get(json!({"op": "stop"}));
+    assert!(twin.ended().success());
+
+    // Another process takes it up where it was saved, the finger still on its way.
+    let mut twin = Twin::start(dir.path(), |config| config["restore"] = json!(saved));
+    let restored = twin.get(json!({"op": "status"}));
+    assert_eq!((&restored["state"], &restored["guest_uptime_ms"]), (&json!("paused"), &paused["guest_uptime_ms"]));
+    assert_eq!(twin.sha256(), notes);
+    let before = twin.generation();
+    twin.get(json!({"op": "resume"}));
+    let after = twin.changed_screen(before);
+    assert_ne!(after, notes);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(twin.process.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(twin.ended().success());
+}
+
+#[test]
+fn a_viewer_sees_and_touches_the_phone() {
+    let dir = tempfile::tempdir().unwrap();
+    image().copy_disk(&dir.path().join("disk")).unwrap();
+    let mut twin = Twin::start(dir.path(), |_| {});
+    let mut viewer = Viewer::connect(&dir.path().join("rfb.sock"));
+    twin.get(json!({"op": "boot"}));
+    viewer.request(false);
+    assert_eq!(viewer.update(), 360 * 720);
+    let mut shown = twin.changed_screen(0);
+    for (buttons, at) in [(0, (0, 0)), (1, NOTES), (0, NOTES), (1, BACK), (0, BACK)] {
+        let before = twin.generation();
+        viewer.pointer(buttons, at);
+        if buttons == 0 && at != (0, 0) {
+            shown = twin.changed_screen(before);
+        }
+        // Changes only, until what the viewer has is what the phone shows.
+        while viewer.sha256() != shown && buttons == 0 {
+            viewer.request(true);
+            viewer.update();
+        }
+    }
+    drop(viewer);
+    twin.get(json!({"op": "stop"}));
+    assert!(twin.ended().success());
+}
+
+#[test]
+fn a_kernel_panic_is_reported_with_its_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut twin = Twin::start(dir.path(), |config| {
+        config["image"]["initramfs"] = Value::Null;
+        config["disks"] = json!([]);
+        config["image"]["cmdline"] = json!("console=ttyAMA0 loglevel=7 panic=-1 cryptomgr.notests=1 root=/dev/none");
+    });
+    twin.get(json!({"op": "boot"}));
+    let event = twin.read();
+    assert_eq!((&event["event"], &event["reason"]), (&json!("exit"), &json!("reset")));
+    let detail = event["detail"].as_str().unwrap();
+    assert!(detail.starts_with("the kernel panicked:\n"), "{detail}");
+    assert!(detail.contains("Unable to mount root fs"), "{detail}");
+    let status = twin.get(json!({"op": "status"}));
+    assert_eq!((&status["state"], &status["reason"]), (&json!("stopped"), &json!("reset")));
+    assert!(twin.console().contains("Unable to mount root fs"));
+    assert!(twin.ask(json!({"op": "pause"}))["error"].as_str().unwrap().contains("asked for a reset"));
+    twin.get(json!({"op": "stop"}));
+    assert!(twin.ended().success());
+}
+
+#[test]
+fn a_wrong_configuration_ends_the_process_with_a_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("twin.json");
+    let run = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_pollux-twin")).arg("--config").arg(&path).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(run().contains("cannot read configuration"));
+    let config = |restore: Value| {
+        json!({"image": {"kernel": "/k"}, "control_socket": dir.path().join("c"), "rfb_socket": dir.path().join("r"), "restore": restore})
+    };
+    let mut unknown = config(Value::Null);
+    unknown["colour"] = json!("blue");
+    std::fs::write(&path, unknown.to_string()).unwrap();
+    assert!(run().contains("unknown field `colour`"));
+    std::fs::write(dir.path().join("foreign"), vec![7; 10_000]).unwrap();
+    std::fs::write(&path, config(json!(dir.path().join("foreign"))).to_string()).unwrap();
+    assert!(run().contains("is not a saved machine"));
+    assert!(!dir.path().join("c").exists() && !dir.path().join("r").exists());
+}
