@@ -76,7 +76,11 @@ impl BenchPhone {
     /// Types on a hardware keyboard.
     pub fn type_text(&mut self, text: &str) {
         for c in text.chars() {
-            self.send(Event::Key(if c == '\n' { Key::Enter } else { Key::Char(c) }));
+            self.send(Event::Key(match c {
+                '\n' => Key::Enter,
+                '\t' => Key::Tab,
+                c => Key::Char(c),
+            }));
         }
     }
 

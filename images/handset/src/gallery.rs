@@ -1,4 +1,5 @@
-//! Every screen as a picture, with sample data: what `handset --render DIR` writes.
+//! A tour of every screen with sample data: `handset --render DIR` writes pictures of it,
+//! `handset --targets` lists what can be touched on it.
 
 use std::fs;
 use std::path::Path;
@@ -16,22 +17,51 @@ pub fn render(folder: &Path, fonts: &Path, scale: i32) -> Result<()> {
     if home.exists() {
         fs::remove_dir_all(&home)?;
     }
-    fs::create_dir_all(&home)?;
-    sample(&home)?;
+    tour(&home, fonts, scale, |phone, stop| {
+        if let Some(name) = stop {
+            let png = phone.png().map_err(|error| anyhow!(error))?;
+            fs::write(folder.join(format!("{name}.png")), png).context("writing a picture")?;
+        }
+        Ok(())
+    })
+}
+
+/// Name and middle, in dp, of every target met on the tour. Each is listed where it is met first.
+pub fn targets(home: &Path, fonts: &Path) -> Result<Vec<(String, i32, i32)>> {
+    let mut list: Vec<(String, i32, i32)> = Vec::new();
+    tour(home, fonts, 1, |phone, _| {
+        for target in phone.shell.targets() {
+            if list.iter().all(|(name, _, _)| *name != target.name) {
+                let (x, y) = target.area.center();
+                list.push((target.name.clone(), x, y));
+            }
+        }
+        Ok(())
+    })?;
+    Ok(list)
+}
+
+/// Walks through all screens on a phone whose user's folder is `home`, an empty or missing folder.
+/// `visit` sees each step, and with it the picture's name where a picture is due.
+pub fn tour(
+    home: &Path,
+    fonts: &Path,
+    scale: i32,
+    mut visit: impl FnMut(&BenchPhone, Option<&str>) -> Result<()>,
+) -> Result<()> {
+    fs::create_dir_all(home)?;
+    sample(home)?;
     let fonts = Rc::new(Fonts::load(fonts, scale)?);
-    let mut phone = BenchPhone::new(&home, fonts, 360 * scale, 720 * scale);
-    let shot = |phone: &BenchPhone, name: &str| -> Result<()> {
-        let png = phone.png().map_err(|e| anyhow!(e))?;
-        fs::write(folder.join(format!("{name}.png")), png).context("writing a picture")
-    };
+    let mut phone = BenchPhone::new(home, fonts, 360 * scale, 720 * scale);
     for (name, steps) in TOUR {
         for step in steps.split_ascii_whitespace() {
             match step.strip_prefix("type:") {
                 Some(text) => phone.type_text(&text.replace('_', " ").replace('|', "\n")),
                 None => ensure!(phone.tap(step), "{name}: no target {step}"),
             }
+            visit(&phone, None)?;
         }
-        shot(&phone, name)?;
+        visit(&phone, Some(name))?;
     }
     Ok(())
 }

@@ -13,7 +13,14 @@ fn main() -> anyhow::Result<()> {
             let scale = std::env::var("HANDSET_SCALE").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
             handset::gallery::render(&folder, &fonts, scale)
         }
-        Some(other) => bail!("unknown option {other:?}; options: --render DIR"),
+        Some(option) if option == "--targets" => {
+            let folder = PathBuf::from(arguments.next().context("--targets needs an empty folder to work in")?);
+            for (name, x, y) in handset::gallery::targets(&folder, &fonts)? {
+                println!("{name} {x} {y}");
+            }
+            Ok(())
+        }
+        Some(other) => bail!("unknown option {other:?}; options: --render DIR, --targets DIR"),
         None => {
             let home = std::env::var_os("HOME").context("HOME is not set")?;
             handset::platform::run(&PathBuf::from(home), &fonts)

@@ -10,31 +10,33 @@ const RIDGES: [(Color, Color); 3] = [
 ];
 
 /// Opaque pixels for a display of `w` by `h` pixels.
+///
+/// Colours depend on the row alone and ridge edges on the column alone, so a pixel costs little
+/// more than choosing among a row's few colours.
 pub(super) fn paint(w: i32, h: i32) -> Vec<u32> {
-    let mut pixels = vec![0u32; (w * h) as usize];
+    let edges: Vec<[i32; 3]> =
+        (0..w).map(|x| std::array::from_fn(|ridge| ridge_edge(ridge as i32, x, w, h))).collect();
+    let mut pixels = Vec::with_capacity((w * h) as usize);
     for y in 0..h {
-        let color = sky(y, h);
-        let row = (y * w) as usize;
-        for x in 0..w {
-            pixels[row + x as usize] = dithered(color, x, y);
-        }
-    }
-    for (index, ridge) in RIDGES.iter().enumerate() {
-        for x in 0..w {
-            let edge = ridge_edge(index as i32, x, w, h);
-            let top = (edge >> 8).clamp(0, h);
-            for y in top..h {
-                let depth = ((y - top) * 255 / (h - top).max(1)) as u32;
-                let fill = ridge.0.mix(ridge.1, depth);
-                let at = (y * w + x) as usize;
-                pixels[at] = if y == top {
-                    // The fraction of the pixel below the edge.
-                    let cover = 255 - (edge & 255) as u32;
-                    Color(0xff00_0000 | pixels[at]).mix(fill, cover).0 & 0x00ff_ffff
-                } else {
-                    dithered(split(fill), x, y)
-                };
+        // The sky and the ridges in front of it, each in the four columns of the dither pattern.
+        let row: [[u32; 4]; 4] = std::array::from_fn(|layer| {
+            let color = if layer == 0 { sky(y, h) } else { ridge_color(layer - 1, y, h) };
+            std::array::from_fn(|x| dithered(color, x as i32, y))
+        });
+        let top = y << 8;
+        for (x, edges) in edges.iter().enumerate() {
+            let mut pixel = row[0][x & 3];
+            for (ridge, &edge) in edges.iter().enumerate() {
+                let below = top + 256 - edge;
+                if below >= 256 {
+                    pixel = row[ridge + 1][x & 3];
+                } else if below > 0 {
+                    // The edge crosses this pixel.
+                    let front = Color(0xff00_0000 | row[ridge + 1][x & 3]);
+                    pixel = Color(0xff00_0000 | pixel).mix(front, below as u32).0 & 0x00ff_ffff;
+                }
             }
+            pixels.push(pixel);
         }
     }
     pixels
@@ -45,14 +47,25 @@ fn split(color: Color) -> [u32; 3] {
     [(color.0 >> 16 & 255) << 8, (color.0 >> 8 & 255) << 8, (color.0 & 255) << 8]
 }
 
+/// Blends in 8.8 fixed point; `part` 0 is `from`, 256 is `to`.
+fn between(from: Color, to: Color, part: i32) -> [u32; 3] {
+    let (from, to, part) = (split(from), split(to), part.clamp(0, 256) as u32);
+    std::array::from_fn(|i| (from[i] * (256 - part) + to[i] * part) >> 8)
+}
+
+/// A ridge's colour grows darker from about where its edge lies to the bottom.
+fn ridge_color(ridge: usize, y: i32, h: i32) -> [u32; 3] {
+    let top = ridge_base(ridge as i32, h);
+    let (light, dark) = RIDGES[ridge];
+    between(light, dark, (y - top) * 256 / (h - top).max(1))
+}
+
 fn sky(y: i32, h: i32) -> [u32; 3] {
     let horizon = (h * 3 / 4).max(2);
     let half = (horizon / 2).max(1);
     let (from, to, at) =
         if y < half { (SKY[0], SKY[1], y) } else { (SKY[1], SKY[2], (y - half).min(half)) };
-    let (from, to) = (split(from), split(to));
-    let part = (at * 256 / half) as u32;
-    std::array::from_fn(|i| (from[i] * (256 - part) + to[i] * part) >> 8)
+    between(from, to, at * 256 / half)
 }
 
 /// Ordered dithering hides the steps of a slow gradient.
@@ -63,9 +76,13 @@ fn dithered(color: [u32; 3], x: i32, y: i32) -> u32 {
     channel(color[0]) << 16 | channel(color[1]) << 8 | channel(color[2])
 }
 
+fn ridge_base(ridge: i32, h: i32) -> i32 {
+    h * (60 + 11 * ridge) / 100
+}
+
 /// Height of a ridge's edge at column `x`, in 1/256 pixel from the top.
 fn ridge_edge(index: i32, x: i32, w: i32, h: i32) -> i32 {
-    let base = h * (60 + 11 * index) / 100;
+    let base = ridge_base(index, h);
     let turn = x * 1024 / w.max(1);
     let slow = sine(turn * (2 + index) / 3 + index * 300 + 120);
     let fast = sine(turn * (5 + index) / 3 + index * 170);

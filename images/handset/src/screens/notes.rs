@@ -11,7 +11,7 @@ use crate::ui::builder::{Align, BAR, Ui};
 use crate::ui::field::Field;
 use crate::ui::text_area;
 use crate::ui::view::{Context, Go, View};
-use crate::ui::{Action, Key};
+use crate::ui::{Action, App, Key};
 
 const CARD: i32 = 84;
 
@@ -104,6 +104,10 @@ impl Editor {
 impl View for Editor {
     fn name(&self) -> &'static str {
         "note"
+    }
+
+    fn app(&self) -> Option<App> {
+        Some(App::Notes)
     }
 
     fn draw(&self, ui: &mut Ui<'_>, body: Rect) {

@@ -46,7 +46,9 @@ impl Values {
 
 fn value_of<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let (name, value) = line.split_once('=')?;
-    (name.trim() == key).then(|| value.trim())
+    // Blanks belong to a value (a password may end in one) unless the file is written "key = value".
+    let value = if name.ends_with(' ') { value.strip_prefix(' ').unwrap_or(value) } else { value };
+    (name.trim() == key).then_some(value)
 }
 
 impl Store {

@@ -29,6 +29,8 @@ pub const NAVIGATION: i32 = 44;
 const DRAG_MIN: i32 = 10;
 /// A drag up from the navigation bar as long as this goes home.
 const SWIPE_HOME: i32 = 60;
+/// Screens kept with text that could not be saved.
+const PARKED_MAX: usize = 8;
 /// Screens on top of each other; opening more drops the oldest above home.
 const DEPTH_MAX: usize = 16;
 
@@ -48,7 +50,12 @@ pub struct Shell {
     clock: Clock,
     views: Vec<Box<dyn View>>,
     keyboard: Keyboard,
+    /// What went wrong when something was asked for; stays until dismissed or done.
     banner: Option<String>,
+    /// What went wrong when files were last read.
+    notice: Option<String>,
+    /// Screens that were left while their text could not be saved, until it is.
+    parked: Vec<Box<dyn View>>,
     wifi_network: bool,
     touch: Option<Touch>,
     targets: Vec<Target>,
@@ -66,6 +73,8 @@ impl Shell {
             views: vec![Box::new(screens::home::Home)],
             keyboard: Keyboard::default(),
             banner: None,
+            notice: None,
+            parked: Vec::new(),
             wifi_network: false,
             touch: None,
             targets: Vec::new(),
@@ -90,17 +99,31 @@ impl Shell {
         &self.targets
     }
 
+    /// What the banner says, if it shows.
     pub fn banner(&self) -> Option<&str> {
-        self.banner.as_deref()
+        self.banner.as_deref().or(self.notice.as_deref())
     }
 
     /// Whether [`Shell::save`] has something to do.
     pub fn unsaved(&self) -> bool {
-        self.views.last().is_some_and(|view| view.unsaved())
+        !self.parked.is_empty() || self.views.last().is_some_and(|view| view.unsaved())
     }
 
     /// Saves what waits for a pause in typing.
     pub fn save(&mut self) {
+        self.save_top();
+        let parked = std::mem::take(&mut self.parked);
+        let current = std::mem::take(&mut self.views);
+        for view in parked {
+            self.views.push(view);
+            self.save_top();
+            self.parked.extend(self.views.pop().filter(|view| view.unsaved()));
+        }
+        self.views = current;
+        self.lay_out();
+    }
+
+    fn save_top(&mut self) {
         self.with_view(|view, cx| {
             if view.unsaved() {
                 view.save(cx);
@@ -133,10 +156,14 @@ impl Shell {
 
     fn reload(&mut self) {
         self.read_status();
+        self.notice = None;
+        let asked = self.banner.take();
         self.with_view(|view, cx| {
             view.reload(cx);
             Go::Stay
         });
+        // Trouble with reading goes away with its cause, so it is kept apart.
+        self.notice = std::mem::replace(&mut self.banner, asked);
     }
 
     /// Finds out what can be touched, and keeps the scroll offset within the list.
@@ -169,11 +196,7 @@ impl Shell {
         if matches!(go, Go::Stay | Go::Keep) {
             return;
         }
-        self.save();
-        if self.unsaved() && !matches!(go, Go::Push(_)) {
-            // Saving failed; the banner says why, and the text must not be lost.
-            return;
-        }
+        self.save_top();
         match go {
             Go::Stay | Go::Keep => return,
             Go::Push(view) => self.views.push(view),
@@ -186,6 +209,8 @@ impl Shell {
             Go::Open(app) => {
                 self.drop_views(1);
                 self.views.push(screens::open(app));
+                let waiting = self.parked.iter().position(|view| view.app() == Some(app));
+                self.views.extend(waiting.map(|index| self.parked.remove(index)));
             }
         }
         if self.views.len() > DEPTH_MAX {
@@ -195,14 +220,17 @@ impl Shell {
         self.reload();
     }
 
-    /// Takes leave of views until `keep` are left.
+    /// Takes leave of views until `keep` are left. Those that could not be saved are parked.
     fn drop_views(&mut self, keep: usize) {
         while self.views.len() > keep {
             self.with_view(|view, cx| {
                 view.leave(cx);
                 Go::Stay
             });
-            self.views.pop();
+            let unsaved = self.views.pop().filter(|view| view.unsaved());
+            if self.parked.len() < PARKED_MAX {
+                self.parked.extend(unsaved);
+            }
         }
     }
 
@@ -267,7 +295,10 @@ impl Shell {
             Action::Back => self.key(Key::Back),
             Action::Home => self.go(Go::Home),
             Action::Open(app) => self.go(Go::Open(app)),
-            Action::DismissBanner => self.banner = None,
+            Action::DismissBanner => {
+                self.banner = None;
+                self.notice = None;
+            }
             Action::Type(cap) => {
                 if let Some(key) = self.keyboard.press(cap) {
                     self.key(key);
@@ -312,7 +343,7 @@ impl Shell {
     /// What is left of the body for the view.
     fn view_body(&self) -> Rect {
         let mut body = self.body();
-        if let Some(text) = &self.banner {
+        if let Some(text) = self.banner() {
             let used = self.banner_height(text) + 8;
             body = rect(body.x, body.y + used, body.w, body.h - used);
         }
@@ -351,7 +382,7 @@ impl Shell {
             Backdrop::Wallpaper => ui.scene.add(rect(0, 0, w, h), Shape::Wallpaper),
         }
         ui.scrolled = view.scrolled();
-        if let Some(text) = &self.banner {
+        if let Some(text) = self.banner() {
             self.draw_banner(&mut ui, text);
         }
         let typing = view.wants_keyboard();

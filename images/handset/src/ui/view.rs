@@ -63,6 +63,11 @@ pub trait View {
     /// Prefix of the names of its touch targets.
     fn name(&self) -> &'static str;
 
+    /// The app that brings it back if it was left with text that could not be saved.
+    fn app(&self) -> Option<App> {
+        None
+    }
+
     /// Draws into `body`: the display without status bar, navigation bar and keyboard.
     fn draw(&self, ui: &mut Ui<'_>, body: Rect);
 
