@@ -15,8 +15,17 @@ use crate::packages::{self, Debs, sha256_of};
 use crate::tree::{Node, Tree, merged_usr};
 use crate::{BuildError, Progress, Result, cpio, deb, disk, initramfs, overlay};
 
-/// Part of every image's hash. Raise it when this crate makes something else of the same inputs.
-const FORMAT: u32 = 1;
+/// What makes an image of its inputs is an input itself: a changed builder never finds an old image.
+const BUILDER: [&str; 8] = [
+    include_str!("build.rs"),
+    include_str!("cpio.rs"),
+    include_str!("deb.rs"),
+    include_str!("disk.rs"),
+    include_str!("initramfs.rs"),
+    include_str!("module.rs"),
+    include_str!("overlay.rs"),
+    include_str!("tree.rs"),
+];
 /// How much of the hash names the image's folder.
 const HASH_DIGITS: usize = 12;
 /// Where the cross builds put our programs, below the cache directory.
@@ -152,10 +161,9 @@ fn cross_build_command(package: &str) -> String {
 
 fn input_hash(manifest: &Manifest, lock: &Lock, guest: Option<&Guest>) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(format!("pollux image {FORMAT}\n{manifest:?}\n{}\n", lock.to_text()));
+    hasher.update(format!("{BUILDER:?}\n{manifest:?}\n{}\n", lock.to_text()));
     hasher.update(format!("{:?}\n", guest.map(|guest| &guest.hashes)));
-    initramfs::fingerprint(|bytes| hasher.update(bytes));
-    overlay::fingerprint(|bytes| hasher.update(bytes));
+    hasher.update(format!("{:?}\n{:?}\n", initramfs::FILES, overlay::FILES));
     hex::encode(hasher.finalize())
 }
 

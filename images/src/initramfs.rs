@@ -7,8 +7,9 @@ use crate::manifest::Manifest;
 use crate::tree::{Entry, Node, Tree};
 use crate::{BuildError, Result, deb, module};
 
-const INIT: &str = include_str!("../initramfs/init");
-const FSTAB: &str = include_str!("../initramfs/fstab");
+/// Path, mode, contents.
+pub(crate) const FILES: [(&str, u32, &str); 2] =
+    [("init", 0o755, include_str!("../initramfs/init")), ("etc/fstab", 0o644, include_str!("../initramfs/fstab"))];
 /// Programs that `/init` runs, as links: busybox's shell finds its own applets only once /proc is mounted.
 const APPLETS: &[&str] = &["cat", "chown", "cttyhack", "date", "insmod", "ln", "mkdir", "mount", "setsid", "sh", "sleep", "switch_root"];
 const CONSOLE: Node = Node::CharDevice { major: 5, minor: 1 };
@@ -69,11 +70,6 @@ fn raw_image(packed: &[u8]) -> std::result::Result<Vec<u8>, String> {
     if image.get(0x38..0x3c) == Some(b"ARM\x64") { Ok(image) } else { Err("its kernel is no arm64 Image".into()) }
 }
 
-/// What decides the initramfs beside packages and manifest, for the image's hash.
-pub(crate) fn fingerprint(mut add: impl FnMut(&[u8])) {
-    add(format!("{INIT}\0{FSTAB}\0{APPLETS:?}").as_bytes());
-}
-
 /// The initramfs as a tree, ready to be written as cpio.
 pub(crate) fn tree(manifest: &Manifest, kernel: &Kernel, busybox: &[u8]) -> Tree {
     let mut tree = Tree::default();
@@ -86,8 +82,9 @@ pub(crate) fn tree(manifest: &Manifest, kernel: &Kernel, busybox: &[u8]) -> Tree
     for applet in APPLETS {
         tree.insert(&format!("bin/{applet}"), Entry::symlink("busybox"));
     }
-    tree.insert("init", Entry::file(0o755, INIT));
-    tree.insert("etc/fstab", Entry::file(0o644, FSTAB));
+    for (path, mode, contents) in FILES {
+        tree.insert(path, Entry::file(mode, contents));
+    }
     for (name, contents) in &kernel.modules {
         tree.insert(&format!("modules/{name}.ko"), Entry::file(0o644, contents.as_slice()));
     }

@@ -7,7 +7,8 @@ use crate::tree::{Entry, Tree};
 /// The phone's one user; what the handset makes is theirs.
 pub(crate) const USER_ID: u32 = 1000;
 
-const FILES: &[(&str, u32, &[u8])] = &[
+/// Path, mode, contents.
+pub(crate) const FILES: &[(&str, u32, &[u8])] = &[
     ("etc/fstab", 0o644, include_bytes!("../overlay/etc/fstab")),
     ("etc/group", 0o644, include_bytes!("../overlay/etc/group")),
     ("etc/hostname", 0o644, include_bytes!("../overlay/etc/hostname")),
@@ -115,13 +116,4 @@ pub(crate) fn apply(tree: &mut Tree, programs: Option<&GuestPrograms>, identity:
         tree.insert("usr/bin/handset", Entry::file(0o755, programs.handset.as_slice()));
         tree.insert("usr/bin/pollux-agent", Entry::file(0o755, programs.agent.as_slice()));
     }
-}
-
-/// Everything above that decides the result, for the image's hash.
-pub(crate) fn fingerprint(mut add: impl FnMut(&[u8])) {
-    for (path, mode, contents) in FILES {
-        add(format!("file {path} {mode:o} {}\n", contents.len()).as_bytes());
-        add(contents);
-    }
-    add(format!("{FOLDERS:?} {USER_FOLDERS:?} {LINKS:?} {APPLETS:?} {SYSTEM_APPLETS:?}").as_bytes());
 }
