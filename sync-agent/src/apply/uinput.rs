@@ -1,0 +1,61 @@
+//! The agent's two input devices, made with uinput. Where there is no `/dev/uinput` the first frame says so.
+
+use std::io;
+
+use evdev::uinput::VirtualDevice;
+use evdev::{AbsInfo, AbsoluteAxisCode as Abs, AttributeSet, KeyCode, PropType, UinputAbsSetup};
+use sync_protocol::event::InputEvent;
+
+use super::input::{InputSink, REMOTE_PREFIX, RemoteDevice, SLOTS};
+
+pub(crate) struct Uinput {
+    keyboard: VirtualDevice,
+    touch: VirtualDevice,
+    panel: (u32, u32),
+}
+
+impl Uinput {
+    /// Makes the devices; the panel's axes end at `panel`, best those of the phone's own.
+    pub(crate) fn new(panel: (u32, u32)) -> io::Result<Self> {
+        // Codes up to KEY_MICMUTE are those of keyboards; buttons would make it look like a mouse or gamepad.
+        let keys: AttributeSet<KeyCode> = (1..=KeyCode::KEY_MICMUTE.0).map(KeyCode).collect();
+        let keyboard = VirtualDevice::builder()?
+            .name(&format!("{REMOTE_PREFIX} Keyboard"))
+            .with_keys(&keys)?
+            .build()?;
+        let axis = |code, max: u32| {
+            UinputAbsSetup::new(code, AbsInfo::new(0, 0, i32::try_from(max).unwrap_or(i32::MAX), 0, 0, 0))
+        };
+        let touch = VirtualDevice::builder()?
+            .name(&format!("{REMOTE_PREFIX} Touch"))
+            .with_keys(&[KeyCode::BTN_TOUCH].into_iter().collect::<AttributeSet<_>>())?
+            .with_properties(&[PropType::DIRECT].into_iter().collect::<AttributeSet<_>>())?
+            .with_absolute_axis(&axis(Abs::ABS_X, panel.0))?
+            .with_absolute_axis(&axis(Abs::ABS_Y, panel.1))?
+            .with_absolute_axis(&axis(Abs::ABS_MT_SLOT, SLOTS.cast_unsigned() - 1))?
+            .with_absolute_axis(&axis(Abs::ABS_MT_TRACKING_ID, 0xffff))?
+            .with_absolute_axis(&axis(Abs::ABS_MT_POSITION_X, panel.0))?
+            .with_absolute_axis(&axis(Abs::ABS_MT_POSITION_Y, panel.1))?
+            .build()?;
+        Ok(Self { keyboard, touch, panel })
+    }
+}
+
+impl InputSink for Uinput {
+    fn panel(&self) -> (u32, u32) {
+        self.panel
+    }
+
+    fn emit(&mut self, device: RemoteDevice, events: &[InputEvent]) -> io::Result<()> {
+        let device = match device {
+            RemoteDevice::Keyboard => &mut self.keyboard,
+            RemoteDevice::Touch => &mut self.touch,
+        };
+        let number = |value| u16::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+        let events = events
+            .iter()
+            .map(|event| Ok(evdev::InputEvent::new(number(event.r#type)?, number(event.code)?, event.value)))
+            .collect::<io::Result<Vec<_>>>()?;
+        device.emit(&events)
+    }
+}
