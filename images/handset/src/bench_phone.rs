@@ -29,12 +29,22 @@ impl BenchPhone {
     /// A phone with `home` as its user's folder and a display of `w` by `h` pixels. Its clock stands
     /// at [`MOMENT_S`].
     pub fn new(home: &Path, fonts: Rc<Fonts>, w: i32, h: i32) -> Self {
-        let sources = Sources { now_us: Box::new(|| MOMENT_S * 1_000_000 + 250_000), random: Box::new(|| [7; 16]) };
-        let clock = Clock { unix_minute: MOMENT_S / 60, offset_minutes: 0 };
+        let sources = Sources {
+            now_us: Box::new(|| MOMENT_S * 1_000_000 + 250_000),
+            random: Box::new(|| [7; 16]),
+        };
+        let clock = Clock {
+            unix_minute: MOMENT_S / 60,
+            offset_minutes: 0,
+        };
         let scale = fonts.scale();
         let store = Store::new(home, sources);
         let shell = Shell::new((w / scale, h / scale), store, Rc::clone(&fonts), clock);
-        let mut phone = Self { shell, renderer: Renderer::new(fonts, w, h), changed: Vec::new() };
+        let mut phone = Self {
+            shell,
+            renderer: Renderer::new(fonts, w, h),
+            changed: Vec::new(),
+        };
         phone.draw();
         phone
     }
@@ -49,12 +59,18 @@ impl BenchPhone {
     }
 
     pub fn find(&self, name: &str) -> Option<&Target> {
-        self.shell.targets().iter().rev().find(|target| target.name == name)
+        self.shell
+            .targets()
+            .iter()
+            .rev()
+            .find(|target| target.name == name)
     }
 
     /// Touches and lifts at the middle of a target; says whether there is such a target.
     pub fn tap(&mut self, name: &str) -> bool {
-        let Some(target) = self.find(name) else { return false };
+        let Some(target) = self.find(name) else {
+            return false;
+        };
         let (x, y) = target.area.center();
         self.send(Event::Down { x, y });
         self.send(Event::Up);
@@ -64,7 +80,10 @@ impl BenchPhone {
     /// Touches, moves in steps, and lifts.
     pub fn drag(&mut self, from: (i32, i32), to: (i32, i32)) {
         const STEPS: i32 = 8;
-        self.send(Event::Down { x: from.0, y: from.1 });
+        self.send(Event::Down {
+            x: from.0,
+            y: from.1,
+        });
         for step in 1..=STEPS {
             let x = from.0 + (to.0 - from.0) * step / STEPS;
             let y = from.1 + (to.1 - from.1) * step / STEPS;
@@ -87,7 +106,8 @@ impl BenchPhone {
     /// The screen as a PNG file's bytes.
     pub fn png(&self) -> Result<Vec<u8>, String> {
         let canvas = &self.renderer.canvas;
-        let mut pixmap = tiny_skia::Pixmap::new(canvas.w as u32, canvas.h as u32).ok_or("an empty screen")?;
+        let mut pixmap =
+            tiny_skia::Pixmap::new(canvas.w as u32, canvas.h as u32).ok_or("an empty screen")?;
         for (to, from) in pixmap.pixels_mut().iter_mut().zip(&canvas.pixels) {
             let [_, r, g, b] = from.to_be_bytes();
             *to = tiny_skia::ColorU8::from_rgba(r, g, b, 255).premultiply();

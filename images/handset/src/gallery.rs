@@ -69,28 +69,49 @@ pub fn tour(
 /// Each picture's name, and the taps (target names) and typing that lead there from the one before.
 const TOUR: &[(&str, &str)] = &[
     ("01-home", ""),
-    ("02-keypad", "home.phone phone.key.0 phone.key.1 phone.key.7 phone.key.1"),
-    ("03-call", "phone.key.2 phone.key.3 phone.key.4 phone.key.5 phone.key.6 phone.call call.speaker"),
+    (
+        "02-keypad",
+        "home.phone phone.key.0 phone.key.1 phone.key.7 phone.key.1",
+    ),
+    (
+        "03-call",
+        "phone.key.2 phone.key.3 phone.key.4 phone.key.5 phone.key.6 phone.call call.speaker",
+    ),
     ("04-recents", "call.hangup phone.tab.recents"),
     ("05-notes", "nav.home home.notes"),
-    ("06-note", "notes.row.0 type:|Grüße_aus_Köln,_привет_из_Москвы!"),
+    (
+        "06-note",
+        "notes.row.0 type:|Grüße_aus_Köln,_привет_из_Москвы!",
+    ),
     ("07-messages-empty", "nav.home home.messages"),
     ("08-compose", "messages.compose type:an"),
-    ("09-conversation", "compose.contact.0 type:Hello_Anna,_are_we_still_meeting_at_noon? conversation.send type:I_would_bring_the_papers_for_the_Lisbon_trip_and_the_contract. conversation.send type:See_you"),
+    (
+        "09-conversation",
+        "compose.contact.0 type:Hello_Anna,_are_we_still_meeting_at_noon? conversation.send type:I_would_bring_the_papers_for_the_Lisbon_trip_and_the_contract. conversation.send type:See_you",
+    ),
     ("10-messages", "nav.home home.messages"),
     ("11-contacts", "nav.home home.contacts"),
     ("12-contact", "contacts.row.0"),
     ("13-contact-edit", "contact.edit contact_form.field.phone"),
     ("14-settings", "nav.home home.settings"),
     ("15-mail", "settings.mail"),
-    ("16-mail-typing", "mail.field.email_address type:user@example.com mail.field.server type:imap.example.com"),
-    ("17-wifi", "nav.home home.wifi wifi.field.network type:Office wifi.field.password type:secret"),
+    (
+        "16-mail-typing",
+        "mail.field.email_address type:user@example.com mail.field.server type:imap.example.com",
+    ),
+    (
+        "17-wifi",
+        "nav.home home.wifi wifi.field.network type:Office wifi.field.password type:secret",
+    ),
     ("18-files", "wifi.save nav.home home.files"),
     ("19-notes-folder", "files.row.0"),
     ("20-viewer", "files.row.1"),
     ("21-about", "nav.home home.settings settings.about"),
     ("22-home-wifi", "nav.home"),
-    ("23-cyrillic", "home.notes notes.new keyboard.key.language keyboard.key.language keyboard.key.shift"),
+    (
+        "23-cyrillic",
+        "home.notes notes.new keyboard.key.language keyboard.key.language keyboard.key.shift",
+    ),
     ("24-signs", "keyboard.key.page"),
 ];
 
@@ -98,20 +119,45 @@ fn sample(home: &Path) -> Result<()> {
     let contacts = home.join(crate::store::contacts::FOLDER);
     fs::create_dir_all(&contacts)?;
     for (file, name, phone, email) in [
-        ("anna", "Anna Schmidt", "+49171234567", "anna.schmidt@example.com"),
-        ("ben", "Benjamin Okafor", "+4915112345678", "ben@example.com"),
+        (
+            "anna",
+            "Anna Schmidt",
+            "+49171234567",
+            "anna.schmidt@example.com",
+        ),
+        (
+            "ben",
+            "Benjamin Okafor",
+            "+4915112345678",
+            "ben@example.com",
+        ),
         ("olga", "Ольга Иванова", "+79161234567", "olga@example.ru"),
         ("chloe", "Chloé Dubois", "+33612345678", ""),
         ("desk", "Help desk", "+498001234567", "help@example.com"),
     ] {
-        let email = if email.is_empty() { String::new() } else { format!("EMAIL:{email}\r\n") };
-        let card = format!("BEGIN:VCARD\r\nVERSION:3.0\r\nFN:{name}\r\nTEL;TYPE=CELL:{phone}\r\n{email}END:VCARD\r\n");
+        let email = if email.is_empty() {
+            String::new()
+        } else {
+            format!("EMAIL:{email}\r\n")
+        };
+        let card = format!(
+            "BEGIN:VCARD\r\nVERSION:3.0\r\nFN:{name}\r\nTEL;TYPE=CELL:{phone}\r\n{email}END:VCARD\r\n"
+        );
         fs::write(contacts.join(format!("{file}.vcf")), card)?;
     }
     let notes = home.join("Notes");
     fs::create_dir_all(&notes)?;
-    fs::write(notes.join("Note 1.txt"), "Shopping\nMilk, bread, coffee, two lemons\n")?;
-    fs::write(notes.join("Note 2.txt"), "Flight to Lisbon\nTuesday 07:35, gate B12, seat 14A\nHotel: Rua da Bica 20")?;
-    fs::write(notes.join("Note 3.txt"), "Заметки с встречи\nДоговорились о сроках: до 12 декабря")?;
+    fs::write(
+        notes.join("Note 1.txt"),
+        "Shopping\nMilk, bread, coffee, two lemons\n",
+    )?;
+    fs::write(
+        notes.join("Note 2.txt"),
+        "Flight to Lisbon\nTuesday 07:35, gate B12, seat 14A\nHotel: Rua da Bica 20",
+    )?;
+    fs::write(
+        notes.join("Note 3.txt"),
+        "Заметки с встречи\nДоговорились о сроках: до 12 декабря",
+    )?;
     Ok(())
 }

@@ -10,10 +10,10 @@
 //! run time. Left out: sound, a modem (calls connect at once and messages count as sent), and
 //! scripts that need shaping.
 
+pub mod bench_phone;
 pub mod draw;
 pub mod gallery;
 pub mod geometry;
-pub mod bench_phone;
 pub mod platform;
 pub mod screens;
 pub mod store;

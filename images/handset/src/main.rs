@@ -6,15 +6,23 @@ use anyhow::{Context, bail};
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
-    let fonts = std::env::var_os("HANDSET_FONTS").map_or_else(|| handset::draw::font::FOLDER.into(), PathBuf::from);
+    let fonts = std::env::var_os("HANDSET_FONTS")
+        .map_or_else(|| handset::draw::font::FOLDER.into(), PathBuf::from);
     match arguments.next() {
         Some(option) if option == "--render" => {
             let folder = PathBuf::from(arguments.next().context("--render needs a folder")?);
-            let scale = std::env::var("HANDSET_SCALE").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+            let scale = std::env::var("HANDSET_SCALE")
+                .ok()
+                .and_then(|s| s.parse().ok())
+                .unwrap_or(1);
             handset::gallery::render(&folder, &fonts, scale)
         }
         Some(option) if option == "--targets" => {
-            let folder = PathBuf::from(arguments.next().context("--targets needs an empty folder to work in")?);
+            let folder = PathBuf::from(
+                arguments
+                    .next()
+                    .context("--targets needs an empty folder to work in")?,
+            );
             for (name, x, y) in handset::gallery::targets(&folder, &fonts)? {
                 println!("{name} {x} {y}");
             }

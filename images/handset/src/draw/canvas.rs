@@ -62,7 +62,11 @@ fn blend(dst: u32, src: u32, weight: u32) -> u32 {
 impl Canvas {
     pub fn new(w: i32, h: i32) -> Self {
         let count = usize::try_from(i64::from(w.max(0)) * i64::from(h.max(0))).unwrap_or(0);
-        Self { w, h, pixels: vec![0; count] }
+        Self {
+            w,
+            h,
+            pixels: vec![0; count],
+        }
     }
 
     pub fn bounds(&self) -> Rect {
@@ -101,30 +105,48 @@ impl Canvas {
     }
 
     /// Like [`Canvas::mask`] for one part of the mask, whose corner lands on (`x`, `y`).
-    pub fn mask_part(&mut self, x: i32, y: i32, mask: &Mask, part: Rect, color: Color, clip: &Rect) {
-        let area = rect(x, y, part.w, part.h).intersect(clip).intersect(&self.bounds());
+    pub fn mask_part(
+        &mut self,
+        x: i32,
+        y: i32,
+        mask: &Mask,
+        part: Rect,
+        color: Color,
+        clip: &Rect,
+    ) {
+        let area = rect(x, y, part.w, part.h)
+            .intersect(clip)
+            .intersect(&self.bounds());
         if area.is_empty() {
             return;
         }
         let opacity = color.alpha() + (color.alpha() >> 7);
         let solid = color.0 & 0x00ff_ffff;
         for py in area.y..area.bottom() {
-            let start = (part.y + py - y) as usize * mask.w as usize + (part.x + area.x - x) as usize;
+            let start =
+                (part.y + py - y) as usize * mask.w as usize + (part.x + area.x - x) as usize;
             let coverage = &mask.alpha[start..start + area.w as usize];
             let row = self.row(py, area.x, area.right());
             for (pixel, &cover) in row.iter_mut().zip(coverage) {
                 if cover == 0 {
                     continue;
                 }
-                let weight = (u32::from(cover) + (u32::from(cover) >> 7)) * opacity >> 8;
-                *pixel = if weight == 256 { solid } else { blend(*pixel, color.0, weight) };
+                let cover = u32::from(cover);
+                let weight = ((cover + (cover >> 7)) * opacity) >> 8;
+                *pixel = if weight == 256 {
+                    solid
+                } else {
+                    blend(*pixel, color.0, weight)
+                };
             }
         }
     }
 
     /// Composites a premultiplied picture with its corner at (`x`, `y`).
     pub fn picture(&mut self, x: i32, y: i32, picture: &Picture, clip: &Rect) {
-        let area = rect(x, y, picture.w, picture.h).intersect(clip).intersect(&self.bounds());
+        let area = rect(x, y, picture.w, picture.h)
+            .intersect(clip)
+            .intersect(&self.bounds());
         if area.is_empty() {
             return;
         }
@@ -138,8 +160,8 @@ impl Canvas {
                     *pixel = src & 0x00ff_ffff;
                 } else if alpha != 0 {
                     let inverse = 256 - (alpha + (alpha >> 7));
-                    let rb = (*pixel & 0x00ff_00ff) * inverse >> 8;
-                    let g = (*pixel & 0x0000_ff00) * inverse >> 8;
+                    let rb = ((*pixel & 0x00ff_00ff) * inverse) >> 8;
+                    let g = ((*pixel & 0x0000_ff00) * inverse) >> 8;
                     *pixel = (src & 0x00ff_ffff) + ((rb & 0x00ff_00ff) | (g & 0x0000_ff00));
                 }
             }

@@ -19,7 +19,11 @@ pub const PACKAGE: &str = "fonts-inter";
 /// Where the package puts them.
 pub const FOLDER: &str = "/usr/share/fonts/opentype/inter";
 /// The only files of the package that are read.
-pub const FILES: [&str; 3] = ["Inter-Regular.otf", "Inter-Medium.otf", "Inter-SemiBold.otf"];
+pub const FILES: [&str; 3] = [
+    "Inter-Regular.otf",
+    "Inter-Medium.otf",
+    "Inter-SemiBold.otf",
+];
 
 /// A cache larger than any screen's worth of text; emptied when full.
 const GLYPHS_CACHED_MAX: usize = 4096;
@@ -27,9 +31,15 @@ const GLYPHS_CACHED_MAX: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum FontError {
     #[error("reading font {path}")]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("font {path} is not usable")]
-    Parse { path: PathBuf, source: ttf_parser::FaceParsingError },
+    Parse {
+        path: PathBuf,
+        source: ttf_parser::FaceParsingError,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,8 +98,10 @@ impl Fonts {
     pub fn load(folder: &Path, scale: i32) -> Result<Self, FontError> {
         let face = |name: &str| -> Result<Face<'static>, FontError> {
             let path = folder.join(name);
-            let bytes =
-                std::fs::read(&path).map_err(|source| FontError::Read { path: path.clone(), source })?;
+            let bytes = std::fs::read(&path).map_err(|source| FontError::Read {
+                path: path.clone(),
+                source,
+            })?;
             // Faces live as long as the process does.
             let bytes: &'static [u8] = Box::leak(bytes.into_boxed_slice());
             Face::parse(bytes, 0).map_err(|source| FontError::Parse { path, source })
@@ -134,7 +146,9 @@ impl Fonts {
             return *found;
         }
         let value = pair_adjustment(self.face(weight), left, right);
-        self.kerning.borrow_mut().insert((weight, left, right), value);
+        self.kerning
+            .borrow_mut()
+            .insert((weight, left, right), value);
         value
     }
 
@@ -172,7 +186,11 @@ impl Fonts {
                 best = (distance, offset);
             }
         });
-        if (end - target).abs() < best.0 { text.len() } else { best.1 }
+        if (end - target).abs() < best.0 {
+            text.len()
+        } else {
+            best.1
+        }
     }
 
     /// Cuts `text` so that it fits `width` dp, ending in an ellipsis when something was cut.
@@ -234,7 +252,14 @@ impl Fonts {
 
     /// Calls `paint(pixel x, pixel y of the baseline, glyph)` for each visible glyph of a line that
     /// starts at pixel `x` with its baseline at pixel `y`.
-    pub fn glyphs(&self, style: Style, text: &str, x: i32, y: i32, mut paint: impl FnMut(i32, i32, &Glyph)) {
+    pub fn glyphs(
+        &self,
+        style: Style,
+        text: &str,
+        x: i32,
+        y: i32,
+        mut paint: impl FnMut(i32, i32, &Glyph),
+    ) {
         self.walk(style, text, |_, id, pen| {
             let quarters = (pen * 4.0).round() as i32;
             let glyph = self.glyph(id, style, (quarters & 3) as u8);
@@ -266,20 +291,32 @@ impl Fonts {
 
 fn pair_adjustment(face: &Face<'_>, left: GlyphId, right: GlyphId) -> f32 {
     use ttf_parser::gpos::{PairAdjustment, PositioningSubtable};
-    let Some(gpos) = face.tables().gpos else { return 0.0 };
-    let Some(feature) = gpos.features.find(ttf_parser::Tag::from_bytes(b"kern")) else { return 0.0 };
+    let Some(gpos) = face.tables().gpos else {
+        return 0.0;
+    };
+    let Some(feature) = gpos.features.find(ttf_parser::Tag::from_bytes(b"kern")) else {
+        return 0.0;
+    };
     for index in feature.lookup_indices {
-        let Some(lookup) = gpos.lookups.get(index) else { continue };
+        let Some(lookup) = gpos.lookups.get(index) else {
+            continue;
+        };
         for subtable in lookup.subtables.into_iter::<PositioningSubtable<'_>>() {
-            let PositioningSubtable::Pair(pair) = subtable else { continue };
-            let Some(row) = pair.coverage().get(left) else { continue };
+            let PositioningSubtable::Pair(pair) = subtable else {
+                continue;
+            };
+            let Some(row) = pair.coverage().get(left) else {
+                continue;
+            };
             match pair {
                 PairAdjustment::Format1 { sets, .. } => {
                     if let Some((first, _)) = sets.get(row).and_then(|set| set.get(right)) {
                         return f32::from(first.x_advance);
                     }
                 }
-                PairAdjustment::Format2 { classes, matrix, .. } => {
+                PairAdjustment::Format2 {
+                    classes, matrix, ..
+                } => {
                     let classes = (classes.0.get(left), classes.1.get(right));
                     if let Some((first, _)) = matrix.get(classes) {
                         return f32::from(first.x_advance);
@@ -292,8 +329,14 @@ fn pair_adjustment(face: &Face<'_>, left: GlyphId, right: GlyphId) -> f32 {
 }
 
 fn rasterise(face: &Face<'_>, id: GlyphId, factor: f32, shift: f32) -> Glyph {
-    let empty = Glyph { left: 0, top: 0, mask: Mask::default() };
-    let Some(bounds) = face.glyph_bounding_box(id) else { return empty };
+    let empty = Glyph {
+        left: 0,
+        top: 0,
+        mask: Mask::default(),
+    };
+    let Some(bounds) = face.glyph_bounding_box(id) else {
+        return empty;
+    };
     let left = (f32::from(bounds.x_min) * factor + shift).floor();
     let top = (-f32::from(bounds.y_max) * factor).floor();
     let w = ((f32::from(bounds.x_max) * factor + shift).ceil() - left) as i32 + 1;
@@ -314,7 +357,11 @@ fn rasterise(face: &Face<'_>, id: GlyphId, factor: f32, shift: f32) -> Glyph {
     outline.raster.for_each_pixel(|index, coverage| {
         alpha[index] = (coverage.clamp(0.0, 1.0) * 255.0 + 0.5) as u8;
     });
-    Glyph { left: left as i32, top: top as i32, mask: Mask { w, h, alpha } }
+    Glyph {
+        left: left as i32,
+        top: top as i32,
+        mask: Mask { w, h, alpha },
+    }
 }
 
 /// Feeds an outline in font units (y up) to the rasteriser in pixels (y down).

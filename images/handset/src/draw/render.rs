@@ -58,7 +58,8 @@ impl Renderer {
             if area.is_empty() {
                 continue;
             }
-            let covers = |item: &Item| item.is_opaque() && item.clip.scaled(self.scale).covers(&area);
+            let covers =
+                |item: &Item| item.is_opaque() && item.clip.scaled(self.scale).covers(&area);
             let first = items.iter().rposition(covers).unwrap_or(0);
             for item in &items[first..] {
                 let clip = item.clip.scaled(self.scale).intersect(&area);
@@ -85,20 +86,27 @@ impl Renderer {
             Shape::Shadow { radius } => self.shadow(bounds, radius * self.scale, clip),
             Shape::Icon { icon, color } => {
                 let side = bounds.w.min(bounds.h);
-                let mask = self.icons.entry((*icon, side)).or_insert_with(|| icon.mask(side));
+                let mask = self
+                    .icons
+                    .entry((*icon, side))
+                    .or_insert_with(|| icon.mask(side));
                 self.canvas.mask(bounds.x, bounds.y, mask, *color, clip);
             }
             Shape::AppIcon(app) => {
                 let side = bounds.w.min(bounds.h);
-                let picture = self.app_icons.entry((*app, side)).or_insert_with(|| app.picture(side));
+                let picture = self
+                    .app_icons
+                    .entry((*app, side))
+                    .or_insert_with(|| app.picture(side));
                 self.canvas.picture(bounds.x, bounds.y, picture, clip);
             }
             Shape::Text { text, style, color } => {
                 let baseline = bounds.y + style.ascent() * self.scale;
                 let canvas = &mut self.canvas;
-                self.fonts.glyphs(*style, text, bounds.x, baseline, |x, y, glyph| {
-                    canvas.mask(x, y, &glyph.mask, *color, clip);
-                });
+                self.fonts
+                    .glyphs(*style, text, bounds.x, baseline, |x, y, glyph| {
+                        canvas.mask(x, y, &glyph.mask, *color, clip);
+                    });
             }
         }
     }
@@ -110,13 +118,25 @@ impl Renderer {
         }
         let mask = self.discs.entry(r).or_insert_with(|| disc(r));
         let (right, bottom) = (area.right() - r, area.bottom() - r);
-        let corners = [(area.x, area.y, 0, 0), (right, area.y, r, 0), (area.x, bottom, 0, r), (right, bottom, r, r)];
+        let corners = [
+            (area.x, area.y, 0, 0),
+            (right, area.y, r, 0),
+            (area.x, bottom, 0, r),
+            (right, bottom, r, r),
+        ];
         for (x, y, mx, my) in corners {
-            self.canvas.mask_part(x, y, mask, rect(mx, my, r, r), color, clip);
+            self.canvas
+                .mask_part(x, y, mask, rect(mx, my, r, r), color, clip);
         }
-        self.canvas.fill(rect(area.x + r, area.y, area.w - 2 * r, r), color, clip);
-        self.canvas.fill(rect(area.x, area.y + r, area.w, area.h - 2 * r), color, clip);
-        self.canvas.fill(rect(area.x + r, bottom, area.w - 2 * r, r), color, clip);
+        self.canvas
+            .fill(rect(area.x + r, area.y, area.w - 2 * r, r), color, clip);
+        self.canvas.fill(
+            rect(area.x, area.y + r, area.w, area.h - 2 * r),
+            color,
+            clip,
+        );
+        self.canvas
+            .fill(rect(area.x + r, bottom, area.w - 2 * r, r), color, clip);
     }
 
     /// A few stacked translucent boxes, each a step smaller: soft enough at this size, and cheap.
@@ -134,10 +154,22 @@ impl Renderer {
 /// The clips of all items that have no equal in the other list, in order.
 fn differences(before: &[Item], after: &[Item]) -> Vec<Rect> {
     let same = |a: &Item, b: &Item| a.fingerprint() == b.fingerprint() && a == b;
-    let prefix = before.iter().zip(after).take_while(|(a, b)| same(a, b)).count();
+    let prefix = before
+        .iter()
+        .zip(after)
+        .take_while(|(a, b)| same(a, b))
+        .count();
     let (before, after) = (&before[prefix..], &after[prefix..]);
-    let suffix = before.iter().rev().zip(after.iter().rev()).take_while(|(a, b)| same(a, b)).count();
-    let (before, after) = (&before[..before.len() - suffix], &after[..after.len() - suffix]);
+    let suffix = before
+        .iter()
+        .rev()
+        .zip(after.iter().rev())
+        .take_while(|(a, b)| same(a, b))
+        .count();
+    let (before, after) = (
+        &before[..before.len() - suffix],
+        &after[..after.len() - suffix],
+    );
     let mut dirty = Vec::new();
     let mut at = 0;
     for item in after {
@@ -170,7 +202,8 @@ fn merge(mut rects: Vec<Rect>) -> Vec<Rect> {
         let mut best = (i64::MAX, 0, 1);
         for i in 0..merged.len() {
             for j in i + 1..merged.len() {
-                let waste = merged[i].union(&merged[j]).area() - merged[i].area() - merged[j].area();
+                let waste =
+                    merged[i].union(&merged[j]).area() - merged[i].area() - merged[j].area();
                 if waste < best.0 {
                     best = (waste, i, j);
                 }

@@ -16,14 +16,26 @@ pub enum Shape {
     Wallpaper,
     Fill(Color),
     /// A rectangle with rounded corners.
-    Round { radius: i32, color: Color },
+    Round {
+        radius: i32,
+        color: Color,
+    },
     /// A soft shadow around a rounded rectangle; the item's bounds are the rectangle's.
-    Shadow { radius: i32 },
+    Shadow {
+        radius: i32,
+    },
     /// A glyph of the icon set, fitted into the bounds.
-    Icon { icon: Icon, color: Color },
+    Icon {
+        icon: Icon,
+        color: Color,
+    },
     AppIcon(AppIcon),
     /// One line of text, starting at the bounds' left edge, `style.ascent()` below its top.
-    Text { text: String, style: Style, color: Color },
+    Text {
+        text: String,
+        style: Style,
+        color: Color,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +56,12 @@ impl Item {
         let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
         (bounds, clip, &shape).hash(&mut hasher);
         let fingerprint = hasher.finish();
-        Self { bounds, clip, shape, fingerprint }
+        Self {
+            bounds,
+            clip,
+            shape,
+            fingerprint,
+        }
     }
 
     /// A hash of everything; differs whenever two items differ, but for a rare collision.
@@ -80,7 +97,9 @@ impl Hasher for Fnv {
     }
 
     fn write_u32(&mut self, value: u32) {
-        self.0 = (self.0 ^ u64::from(value)).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+        self.0 = (self.0 ^ u64::from(value))
+            .wrapping_mul(0x0100_0000_01b3)
+            .rotate_left(23);
     }
 }
 
@@ -92,7 +111,10 @@ pub struct Scene {
 impl Scene {
     /// An empty scene for a display of `w` by `h` dp.
     pub fn new(w: i32, h: i32) -> Self {
-        Self { items: Vec::with_capacity(160), clips: vec![rect(0, 0, w, h)] }
+        Self {
+            items: Vec::with_capacity(160),
+            clips: vec![rect(0, 0, w, h)],
+        }
     }
 
     /// The area that is drawn to at present.

@@ -2,7 +2,11 @@
 
 use super::canvas::Color;
 
-const SKY: [Color; 3] = [Color::rgb(0x2b3f8f), Color::rgb(0x6d6fc0), Color::rgb(0xf0b6a4)];
+const SKY: [Color; 3] = [
+    Color::rgb(0x2b3f8f),
+    Color::rgb(0x6d6fc0),
+    Color::rgb(0xf0b6a4),
+];
 const RIDGES: [(Color, Color); 3] = [
     (Color::rgb(0xa988bd), Color::rgb(0x7d6fb4)),
     (Color::rgb(0x6a62a8), Color::rgb(0x4a4f93)),
@@ -14,13 +18,18 @@ const RIDGES: [(Color, Color); 3] = [
 /// Colours depend on the row alone and ridge edges on the column alone, so a pixel costs little
 /// more than choosing among a row's few colours.
 pub(super) fn paint(w: i32, h: i32) -> Vec<u32> {
-    let edges: Vec<[i32; 3]> =
-        (0..w).map(|x| std::array::from_fn(|ridge| ridge_edge(ridge as i32, x, w, h))).collect();
+    let edges: Vec<[i32; 3]> = (0..w)
+        .map(|x| std::array::from_fn(|ridge| ridge_edge(ridge as i32, x, w, h)))
+        .collect();
     let mut pixels = Vec::with_capacity((w * h) as usize);
     for y in 0..h {
         // The sky and the ridges in front of it, each in the four columns of the dither pattern.
         let row: [[u32; 4]; 4] = std::array::from_fn(|layer| {
-            let color = if layer == 0 { sky(y, h) } else { ridge_color(layer - 1, y, h) };
+            let color = if layer == 0 {
+                sky(y, h)
+            } else {
+                ridge_color(layer - 1, y, h)
+            };
             std::array::from_fn(|x| dithered(color, x as i32, y))
         });
         let top = y << 8;
@@ -44,7 +53,11 @@ pub(super) fn paint(w: i32, h: i32) -> Vec<u32> {
 
 /// Red, green and blue in 8.8 fixed point.
 fn split(color: Color) -> [u32; 3] {
-    [(color.0 >> 16 & 255) << 8, (color.0 >> 8 & 255) << 8, (color.0 & 255) << 8]
+    [
+        (color.0 >> 16 & 255) << 8,
+        (color.0 >> 8 & 255) << 8,
+        (color.0 & 255) << 8,
+    ]
 }
 
 /// Blends in 8.8 fixed point; `part` 0 is `from`, 256 is `to`.
@@ -63,8 +76,11 @@ fn ridge_color(ridge: usize, y: i32, h: i32) -> [u32; 3] {
 fn sky(y: i32, h: i32) -> [u32; 3] {
     let horizon = (h * 3 / 4).max(2);
     let half = (horizon / 2).max(1);
-    let (from, to, at) =
-        if y < half { (SKY[0], SKY[1], y) } else { (SKY[1], SKY[2], (y - half).min(half)) };
+    let (from, to, at) = if y < half {
+        (SKY[0], SKY[1], y)
+    } else {
+        (SKY[1], SKY[2], (y - half).min(half))
+    };
     between(from, to, at * 256 / half)
 }
 

@@ -94,10 +94,13 @@ impl Decoder {
             (EV_ABS, _) if self.abilities.multi_touch => self.multi_touch(code, value),
             (EV_ABS, ABS_X) => self.slots[0].set_x(value),
             (EV_ABS, ABS_Y) => self.slots[0].set_y(value),
-            (EV_KEY, BTN_TOUCH | BTN_LEFT) => {
-                if !self.abilities.multi_touch && self.abilities.axes.is_some() {
-                    self.slots[0].down = value != 0;
-                }
+            (EV_KEY, BTN_TOUCH | BTN_LEFT) if self.abilities.axes.is_some() => {
+                // Multi-touch panels repeat their first finger in this older form.
+                self.slots[0].down = if self.abilities.multi_touch {
+                    self.slots[0].down
+                } else {
+                    value != 0
+                };
             }
             (EV_KEY, KEY_LEFTSHIFT) => self.shift[0] = value != 0,
             (EV_KEY, KEY_RIGHTSHIFT) => self.shift[1] = value != 0,
@@ -115,7 +118,9 @@ impl Decoder {
         if code == ABS_MT_SLOT {
             self.slot = usize::try_from(value).unwrap_or(usize::MAX);
         }
-        let Some(slot) = self.slots.get_mut(self.slot) else { return };
+        let Some(slot) = self.slots.get_mut(self.slot) else {
+            return;
+        };
         match code {
             ABS_MT_TRACKING_ID => slot.down = value >= 0,
             ABS_MT_POSITION_X => slot.set_x(value),
@@ -125,7 +130,9 @@ impl Decoder {
     }
 
     fn report(&mut self, events: &mut Vec<Event>) {
-        let Some((axis_x, axis_y)) = self.abilities.axes else { return };
+        let Some((axis_x, axis_y)) = self.abilities.axes else {
+            return;
+        };
         for index in 0..SLOTS_MAX {
             let slot = self.slots[index];
             let x = axis_x.place(slot.x, self.size.0);
@@ -166,8 +173,18 @@ impl Slot {
 
 /// The key of a code on a US keyboard.
 fn key(code: u16, shifted: bool, caps: bool) -> Option<Key> {
-    const PLAIN: [(u16, &str); 4] = [(2, "1234567890-="), (16, "qwertyuiop[]"), (30, "asdfghjkl;'`"), (43, "\\zxcvbnm,./")];
-    const SHIFTED: [&str; 4] = ["!@#$%^&*()_+", "QWERTYUIOP{}", "ASDFGHJKL:\"~", "|ZXCVBNM<>?"];
+    const PLAIN: [(u16, &str); 4] = [
+        (2, "1234567890-="),
+        (16, "qwertyuiop[]"),
+        (30, "asdfghjkl;'`"),
+        (43, "\\zxcvbnm,./"),
+    ];
+    const SHIFTED: [&str; 4] = [
+        "!@#$%^&*()_+",
+        "QWERTYUIOP{}",
+        "ASDFGHJKL:\"~",
+        "|ZXCVBNM<>?",
+    ];
     let named = match code {
         1 | 158 => Key::Back,
         102 | 125 | 172 => Key::Home,
@@ -193,8 +210,16 @@ fn key(code: u16, shifted: bool, caps: bool) -> Option<Key> {
             let (first, keys) = PLAIN[row];
             let at = usize::from(code - first);
             let plain = char::from(*keys.as_bytes().get(at)?);
-            let upper = if plain.is_ascii_alphabetic() { shifted != caps } else { shifted };
-            let c = if upper { char::from(SHIFTED[row].as_bytes()[at]) } else { plain };
+            let upper = if plain.is_ascii_alphabetic() {
+                shifted != caps
+            } else {
+                shifted
+            };
+            let c = if upper {
+                char::from(SHIFTED[row].as_bytes()[at])
+            } else {
+                plain
+            };
             Key::Char(c)
         }
     };
@@ -209,7 +234,13 @@ mod tests {
     const AXES: (Axis, Axis) = (Axis { min: 0, max: 32767 }, Axis { min: 0, max: 32767 });
 
     fn decode(multi_touch: bool, raw: &[(u16, u16, i32)]) -> Vec<Event> {
-        let mut decoder = Decoder::new(Abilities { axes: Some(AXES), multi_touch }, (360, 720));
+        let mut decoder = Decoder::new(
+            Abilities {
+                axes: Some(AXES),
+                multi_touch,
+            },
+            (360, 720),
+        );
         let mut events = Vec::new();
         for &event in raw {
             decoder.feed(event, &mut events);
@@ -220,57 +251,115 @@ mod tests {
     #[test]
     fn a_finger_comes_moves_and_goes() {
         let raw = [
-            (EV_ABS, ABS_MT_SLOT, 0), (EV_ABS, ABS_MT_TRACKING_ID, 5),
-            (EV_ABS, ABS_MT_POSITION_X, 16384), (EV_ABS, ABS_MT_POSITION_Y, 16384),
-            (EV_KEY, BTN_TOUCH, 1), (EV_ABS, ABS_X, 1), (EV_SYN, 0, 0),
-            (EV_ABS, ABS_MT_POSITION_Y, 0), (EV_SYN, 0, 0),
-            (EV_ABS, ABS_MT_TRACKING_ID, -1), (EV_KEY, BTN_TOUCH, 0), (EV_SYN, 0, 0),
+            (EV_ABS, ABS_MT_SLOT, 0),
+            (EV_ABS, ABS_MT_TRACKING_ID, 5),
+            (EV_ABS, ABS_MT_POSITION_X, 16384),
+            (EV_ABS, ABS_MT_POSITION_Y, 16384),
+            (EV_KEY, BTN_TOUCH, 1),
+            (EV_ABS, ABS_X, 1),
+            (EV_SYN, 0, 0),
+            (EV_ABS, ABS_MT_POSITION_Y, 0),
+            (EV_SYN, 0, 0),
+            (EV_ABS, ABS_MT_TRACKING_ID, -1),
+            (EV_KEY, BTN_TOUCH, 0),
+            (EV_SYN, 0, 0),
         ];
-        let expected = [Event::Down { x: 180, y: 360 }, Event::Move { x: 180, y: 0 }, Event::Up];
+        let expected = [
+            Event::Down { x: 180, y: 360 },
+            Event::Move { x: 180, y: 0 },
+            Event::Up,
+        ];
         assert_eq!(decode(true, &raw), expected);
     }
 
     #[test]
     fn the_finger_that_came_last_leads() {
         let raw = [
-            (EV_ABS, ABS_MT_TRACKING_ID, 1), (EV_ABS, ABS_MT_POSITION_X, 3277), (EV_SYN, 0, 0),
-            (EV_ABS, ABS_MT_SLOT, 1), (EV_ABS, ABS_MT_TRACKING_ID, 2), (EV_ABS, ABS_MT_POSITION_X, 30000), (EV_SYN, 0, 0),
-            (EV_ABS, ABS_MT_SLOT, 0), (EV_ABS, ABS_MT_TRACKING_ID, -1), (EV_SYN, 0, 0),
-            (EV_ABS, ABS_MT_SLOT, 1), (EV_ABS, ABS_MT_TRACKING_ID, -1), (EV_SYN, 0, 0),
+            (EV_ABS, ABS_MT_TRACKING_ID, 1),
+            (EV_ABS, ABS_MT_POSITION_X, 3277),
+            (EV_SYN, 0, 0),
+            (EV_ABS, ABS_MT_SLOT, 1),
+            (EV_ABS, ABS_MT_TRACKING_ID, 2),
+            (EV_ABS, ABS_MT_POSITION_X, 30000),
+            (EV_SYN, 0, 0),
+            (EV_ABS, ABS_MT_SLOT, 0),
+            (EV_ABS, ABS_MT_TRACKING_ID, -1),
+            (EV_SYN, 0, 0),
+            (EV_ABS, ABS_MT_SLOT, 1),
+            (EV_ABS, ABS_MT_TRACKING_ID, -1),
+            (EV_SYN, 0, 0),
         ];
-        let expected = [Event::Down { x: 36, y: 0 }, Event::Down { x: 329, y: 0 }, Event::Up];
+        let expected = [
+            Event::Down { x: 36, y: 0 },
+            Event::Down { x: 329, y: 0 },
+            Event::Up,
+        ];
         assert_eq!(decode(true, &raw), expected);
     }
 
     #[test]
     fn a_tablet_touches_with_its_left_button() {
         let raw = [
-            (EV_ABS, ABS_X, 32767), (EV_ABS, ABS_Y, 32767), (EV_SYN, 0, 0),
-            (EV_KEY, BTN_LEFT, 1), (EV_SYN, 0, 0), (EV_KEY, BTN_LEFT, 0), (EV_SYN, 0, 0),
+            (EV_ABS, ABS_X, 32767),
+            (EV_ABS, ABS_Y, 32767),
+            (EV_SYN, 0, 0),
+            (EV_KEY, BTN_LEFT, 1),
+            (EV_SYN, 0, 0),
+            (EV_KEY, BTN_LEFT, 0),
+            (EV_SYN, 0, 0),
         ];
-        assert_eq!(decode(false, &raw), [Event::Down { x: 359, y: 719 }, Event::Up]);
+        assert_eq!(
+            decode(false, &raw),
+            [Event::Down { x: 359, y: 719 }, Event::Up]
+        );
     }
 
     #[test]
     fn keys_follow_shift_and_caps_and_ignore_repeat() {
         let raw = [
-            (EV_KEY, KEY_LEFTSHIFT, 1), (EV_KEY, 30, 1), (EV_KEY, 30, 2), (EV_KEY, 30, 0), (EV_KEY, 2, 1),
-            (EV_KEY, KEY_LEFTSHIFT, 0), (EV_KEY, 30, 1), (EV_KEY, 52, 1), (EV_KEY, KEY_CAPSLOCK, 1), (EV_KEY, 44, 1),
-            (EV_KEY, 2, 1), (EV_KEY, 158, 1), (EV_KEY, 172, 1), (EV_KEY, 400, 1),
+            (EV_KEY, KEY_LEFTSHIFT, 1),
+            (EV_KEY, 30, 1),
+            (EV_KEY, 30, 2),
+            (EV_KEY, 30, 0),
+            (EV_KEY, 2, 1),
+            (EV_KEY, KEY_LEFTSHIFT, 0),
+            (EV_KEY, 30, 1),
+            (EV_KEY, 52, 1),
+            (EV_KEY, KEY_CAPSLOCK, 1),
+            (EV_KEY, 44, 1),
+            (EV_KEY, 2, 1),
+            (EV_KEY, 158, 1),
+            (EV_KEY, 172, 1),
+            (EV_KEY, 400, 1),
         ];
         let keys: Vec<Event> = [
-            Key::Char('A'), Key::Char('!'), Key::Char('a'), Key::Char('.'), Key::Char('Z'), Key::Char('1'), Key::Back, Key::Home,
-        ].map(Event::Key).into();
+            Key::Char('A'),
+            Key::Char('!'),
+            Key::Char('a'),
+            Key::Char('.'),
+            Key::Char('Z'),
+            Key::Char('1'),
+            Key::Back,
+            Key::Home,
+        ]
+        .map(Event::Key)
+        .into();
         assert_eq!(decode(true, &raw), keys);
     }
 
     #[test]
     fn nonsense_is_survived() {
         let raw = [
-            (EV_ABS, ABS_MT_SLOT, 99), (EV_ABS, ABS_MT_TRACKING_ID, 1), (EV_ABS, ABS_MT_SLOT, -4),
-            (EV_ABS, ABS_MT_POSITION_X, i32::MIN), (EV_SYN, 0, 0),
-            (EV_ABS, ABS_MT_SLOT, 0), (EV_ABS, ABS_MT_TRACKING_ID, 1), (EV_ABS, ABS_MT_POSITION_X, i32::MAX),
-            (EV_ABS, ABS_MT_POSITION_Y, i32::MIN), (EV_SYN, 0, 0),
+            (EV_ABS, ABS_MT_SLOT, 99),
+            (EV_ABS, ABS_MT_TRACKING_ID, 1),
+            (EV_ABS, ABS_MT_SLOT, -4),
+            (EV_ABS, ABS_MT_POSITION_X, i32::MIN),
+            (EV_SYN, 0, 0),
+            (EV_ABS, ABS_MT_SLOT, 0),
+            (EV_ABS, ABS_MT_TRACKING_ID, 1),
+            (EV_ABS, ABS_MT_POSITION_X, i32::MAX),
+            (EV_ABS, ABS_MT_POSITION_Y, i32::MIN),
+            (EV_SYN, 0, 0),
         ];
         assert_eq!(decode(true, &raw), [Event::Down { x: 359, y: 0 }]);
     }

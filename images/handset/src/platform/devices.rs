@@ -29,16 +29,23 @@ struct Input {
 impl Devices {
     /// No devices yet, for a display of `size` dp.
     pub(super) fn new(size: (i32, i32)) -> Self {
-        Self { size, open: Vec::new() }
+        Self {
+            size,
+            open: Vec::new(),
+        }
     }
 
     /// Opens what is new in /dev/input. What cannot be opened now is tried again next time.
     pub(super) fn discover(&mut self) {
-        let Ok(entries) = std::fs::read_dir(FOLDER) else { return };
+        let Ok(entries) = std::fs::read_dir(FOLDER) else {
+            return;
+        };
         let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         paths.sort();
         for path in paths {
-            let is_event = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("event"));
+            let is_event = path
+                .file_name()
+                .is_some_and(|n| n.to_string_lossy().starts_with("event"));
             let known = self.open.iter().any(|input| input.path == path);
             if is_event && !known && self.open.len() < DEVICES_MAX {
                 match open(&path, self.size) {
@@ -80,16 +87,26 @@ fn open(path: &Path, size: (i32, i32)) -> io::Result<Option<Input>> {
     let events = device.supported_events();
     let axes = device.supported_absolute_axes();
     let has = |axis| axes.is_some_and(|axes| axes.contains(axis));
-    let multi_touch = has(AbsoluteAxisCode::ABS_MT_SLOT) && has(AbsoluteAxisCode::ABS_MT_POSITION_X);
+    let multi_touch =
+        has(AbsoluteAxisCode::ABS_MT_SLOT) && has(AbsoluteAxisCode::ABS_MT_POSITION_X);
     let (x, y) = match multi_touch {
-        true => (AbsoluteAxisCode::ABS_MT_POSITION_X, AbsoluteAxisCode::ABS_MT_POSITION_Y),
+        true => (
+            AbsoluteAxisCode::ABS_MT_POSITION_X,
+            AbsoluteAxisCode::ABS_MT_POSITION_Y,
+        ),
         false => (AbsoluteAxisCode::ABS_X, AbsoluteAxisCode::ABS_Y),
     };
-    let mut abilities = Abilities { axes: None, multi_touch };
+    let mut abilities = Abilities {
+        axes: None,
+        multi_touch,
+    };
     if has(x) && has(y) {
         let mut range = [Axis::default(); 2];
         for (code, info) in device.get_absinfo()? {
-            let axis = Axis { min: info.minimum(), max: info.maximum() };
+            let axis = Axis {
+                min: info.minimum(),
+                max: info.maximum(),
+            };
             if code == x {
                 range[0] = axis;
             } else if code == y {
@@ -102,5 +119,9 @@ fn open(path: &Path, size: (i32, i32)) -> io::Result<Option<Input>> {
         return Ok(None);
     }
     device.set_nonblocking(true)?;
-    Ok(Some(Input { path: path.to_owned(), device, decoder: Decoder::new(abilities, size) }))
+    Ok(Some(Input {
+        path: path.to_owned(),
+        device,
+        decoder: Decoder::new(abilities, size),
+    }))
 }

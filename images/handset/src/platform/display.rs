@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use drm::buffer::{Buffer, DrmFourcc};
 use drm::control::dumbbuffer::{DumbBuffer, DumbMapping};
-use drm::control::{ClipRect, Device as ControlDevice, Mode, ModeTypeFlags, connector, crtc, framebuffer};
+use drm::control::{
+    ClipRect, Device as ControlDevice, Mode, ModeTypeFlags, connector, crtc, framebuffer,
+};
 
 use crate::draw::canvas::Canvas;
 use crate::geometry::Rect;
@@ -59,13 +61,23 @@ impl Display {
         let buffer = card
             .create_dumb_buffer((u32::from(w), u32::from(h)), DrmFourcc::Xrgb8888, 32)
             .context("creating a buffer")?;
-        let framebuffer = card.add_framebuffer(&buffer, 24, 32).context("adding a framebuffer")?;
+        let framebuffer = card
+            .add_framebuffer(&buffer, 24, 32)
+            .context("adding a framebuffer")?;
         let pitch = buffer.pitch() as usize;
         // The buffer lives as long as the process does.
         let buffer: &'static mut DumbBuffer = Box::leak(Box::new(buffer));
         let pixels = card.map_dumb_buffer(buffer).context("mapping the buffer")?;
-        card.set_crtc(crtc, Some(framebuffer), (0, 0), &[connector], Some(mode)).context("setting the mode")?;
-        Ok(Self { card, framebuffer, pixels, pitch, width: i32::from(w), height: i32::from(h) })
+        card.set_crtc(crtc, Some(framebuffer), (0, 0), &[connector], Some(mode))
+            .context("setting the mode")?;
+        Ok(Self {
+            card,
+            framebuffer,
+            pixels,
+            pitch,
+            width: i32::from(w),
+            height: i32::from(h),
+        })
     }
 
     pub(super) fn size(&self) -> (i32, i32) {
@@ -89,7 +101,12 @@ impl Display {
                     bytes.copy_from_slice(&pixel.to_le_bytes());
                 }
             }
-            clips.push(ClipRect::new(area.x as u16, area.y as u16, area.right() as u16, area.bottom() as u16));
+            clips.push(ClipRect::new(
+                area.x as u16,
+                area.y as u16,
+                area.right() as u16,
+                area.bottom() as u16,
+            ));
         }
         if clips.is_empty() {
             return Ok(());
@@ -99,15 +116,23 @@ impl Display {
 }
 
 fn output(card: &Card) -> Result<(connector::Handle, Mode, crtc::Handle)> {
-    let resources = card.resource_handles().context("reading the display's resources")?;
+    let resources = card
+        .resource_handles()
+        .context("reading the display's resources")?;
     for &handle in resources.connectors() {
-        let connector = card.get_connector(handle, true).context("reading a connector")?;
+        let connector = card
+            .get_connector(handle, true)
+            .context("reading a connector")?;
         if connector.state() != connector::State::Connected {
             continue;
         }
         let modes = connector.modes();
-        let preferred = modes.iter().find(|mode| mode.mode_type().contains(ModeTypeFlags::PREFERRED));
-        let Some(mode) = preferred.or(modes.first()) else { continue };
+        let preferred = modes
+            .iter()
+            .find(|mode| mode.mode_type().contains(ModeTypeFlags::PREFERRED));
+        let Some(mode) = preferred.or(modes.first()) else {
+            continue;
+        };
         for &encoder in connector.encoders() {
             let encoder = card.get_encoder(encoder).context("reading an encoder")?;
             let possible = resources.filter_crtcs(encoder.possible_crtcs());

@@ -39,8 +39,11 @@ pub fn run(home: &Path, fonts: &Path) -> Result<()> {
     let mut renderer = Renderer::new(fonts, w, h);
     let mut devices = Devices::new(size);
     let mut watch = Watch::new().context("starting inotify")?;
-    let minute = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
-        .context("making a timer")?;
+    let minute = TimerFd::new(
+        ClockId::CLOCK_REALTIME,
+        TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
+    )
+    .context("making a timer")?;
     let mut poke = PokePort::open();
     let mut poke_from: Option<Instant> = None;
     let mut save_at: Option<Instant> = None;
@@ -74,7 +77,10 @@ pub fn run(home: &Path, fonts: &Path) -> Result<()> {
         if let Some(port) = poke.as_ref().filter(|_| listening) {
             fds.push(PollFd::new(port.fd(), PollFlags::POLLIN));
         }
-        let deadline = [save_at, poke_from.filter(|_| !listening)].into_iter().flatten().min();
+        let deadline = [save_at, poke_from.filter(|_| !listening)]
+            .into_iter()
+            .flatten()
+            .min();
         match poll(&mut fds, timeout(deadline)) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => return Err(error).context("waiting for events"),
@@ -121,8 +127,13 @@ fn watched(shell: &Shell) -> Vec<PathBuf> {
 }
 
 fn timeout(deadline: Option<Instant>) -> PollTimeout {
-    let Some(deadline) = deadline else { return PollTimeout::NONE };
-    let wait = deadline.saturating_duration_since(Instant::now()).as_millis() + 1;
+    let Some(deadline) = deadline else {
+        return PollTimeout::NONE;
+    };
+    let wait = deadline
+        .saturating_duration_since(Instant::now())
+        .as_millis()
+        + 1;
     PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
 }
 
@@ -140,24 +151,33 @@ fn arm(timer: &TimerFd) -> Result<()> {
 }
 
 fn now_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 fn clock_now() -> Clock {
-    Clock { unix_minute: now_us() / 60_000_000, offset_minutes: 0 }
+    Clock {
+        unix_minute: now_us() / 60_000_000,
+        offset_minutes: 0,
+    }
 }
 
 fn sources() -> Sources {
     let random = || {
         use std::io::Read;
         let mut bytes = [0; 16];
-        let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+        let read =
+            std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
         if read.is_err() {
             // Unique still, if not unpredictable, which is all that a message id needs.
             bytes[..8].copy_from_slice(&now_us().to_le_bytes());
         }
         bytes
     };
-    Sources { now_us: Box::new(now_us), random: Box::new(random) }
+    Sources {
+        now_us: Box::new(now_us),
+        random: Box::new(random),
+    }
 }

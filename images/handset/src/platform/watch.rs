@@ -33,7 +33,10 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new() -> nix::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        Ok(Self { inotify, input: None })
+        Ok(Self {
+            inotify,
+            input: None,
+        })
     }
 
     /// Watches for input devices; says whether that began only now.
@@ -59,7 +62,9 @@ impl Watch {
             while let Some(path) = place {
                 // Folders that do not exist yet are added when they appear.
                 let _ = self.inotify.add_watch(path, flags);
-                place = path.parent().filter(|_| path != home && path.starts_with(home));
+                place = path
+                    .parent()
+                    .filter(|_| path != home && path.starts_with(home));
             }
         }
     }
@@ -86,7 +91,8 @@ impl Watch {
 /// Half-written files and SQLite's side files come and go without meaning.
 fn matters(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    !(name.ends_with(".new") && name.starts_with('.')) && !name.ends_with("-journal")
+    let half_written = name.starts_with('.') && name.ends_with(".new");
+    !half_written && !name.ends_with("-journal")
 }
 
 /// The port by which a host tells of changed files.
@@ -103,7 +109,10 @@ impl PokePort {
             .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
             .open(POKE_PORT)
             .ok()?;
-        Some(Self { port, line: Vec::new() })
+        Some(Self {
+            port,
+            line: Vec::new(),
+        })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -116,7 +125,13 @@ impl PokePort {
         let mut buffer = [0; 4096];
         loop {
             match self.port.read(&mut buffer) {
-                Ok(0) => return if changed { Ok(true) } else { Err(io::ErrorKind::NotConnected.into()) },
+                Ok(0) => {
+                    return if changed {
+                        Ok(true)
+                    } else {
+                        Err(io::ErrorKind::NotConnected.into())
+                    };
+                }
                 Ok(count) => {
                     for &byte in &buffer[..count] {
                         if byte == b'\n' {
@@ -137,8 +152,11 @@ impl PokePort {
 
 /// Whether a line is a well-formed poke.
 fn is_change(line: &[u8]) -> bool {
-    serde_json::from_slice::<serde_json::Value>(line)
-        .is_ok_and(|value| value.get("changed").is_some_and(serde_json::Value::is_array))
+    serde_json::from_slice::<serde_json::Value>(line).is_ok_and(|value| {
+        value
+            .get("changed")
+            .is_some_and(serde_json::Value::is_array)
+    })
 }
 
 #[cfg(test)]

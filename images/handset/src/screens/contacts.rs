@@ -23,11 +23,20 @@ impl View for Contacts {
     fn draw(&self, ui: &mut Ui<'_>, body: Rect) {
         let list = ui.big_bar(body, "Contacts");
         if self.contacts.is_empty() {
-            ui.empty(list, Icon::Contacts, "No contacts yet", "Tap the plus to add one.");
+            ui.empty(
+                list,
+                Icon::Contacts,
+                "No contacts yet",
+                "Tap the plus to add one.",
+            );
         } else {
             let content = self.contacts.len() as i32 * ROW;
             let mut y = ui.begin_list(list, content + 90);
-            ui.round(rect(theme::GAP, y, body.w - 2 * theme::GAP, content), theme::RADIUS, theme::SURFACE);
+            ui.round(
+                rect(theme::GAP, y, body.w - 2 * theme::GAP, content),
+                theme::RADIUS,
+                theme::SURFACE,
+            );
             for (index, contact) in self.contacts.iter().enumerate() {
                 let area = rect(theme::GAP, y, body.w - 2 * theme::GAP, ROW);
                 y += ROW;
@@ -49,7 +58,9 @@ impl View for Contacts {
         match action {
             Action::Press("new") => Go::Push(Box::new(Form::new(Contact::default()))),
             Action::Pick(index) => match self.contacts.get(*index) {
-                Some(contact) => Go::Push(Box::new(Detail { contact: contact.clone() })),
+                Some(contact) => Go::Push(Box::new(Detail {
+                    contact: contact.clone(),
+                })),
                 None => Go::Stay,
             },
             _ => Go::Stay,
@@ -92,16 +103,38 @@ impl View for Detail {
         let middle = body.w / 2;
         ui.avatar((middle, rest.y + 56), 96, &self.contact.name);
         let line = rect(MARGIN, rest.y + 116, body.w - 2 * MARGIN, 36);
-        ui.text(line, Align::Center, theme::HEADLINE, theme::TEXT, shown_name(&self.contact));
+        ui.text(
+            line,
+            Align::Center,
+            theme::HEADLINE,
+            theme::TEXT,
+            shown_name(&self.contact),
+        );
         let y = rest.y + 168;
         if !self.contact.phone.is_empty() {
             let w = (body.w - 2 * MARGIN - 12) / 2;
-            ui.button(rect(MARGIN, y, w, 48), "call", "Call", (theme::GREEN, theme::GREEN_PRESSED, theme::ON_COLOR));
+            ui.button(
+                rect(MARGIN, y, w, 48),
+                "call",
+                "Call",
+                (theme::GREEN, theme::GREEN_PRESSED, theme::ON_COLOR),
+            );
             let right = rect(MARGIN + w + 12, y, w, 48);
-            ui.button(right, "message", "Message", (theme::PRIMARY, theme::PRIMARY_PRESSED, theme::ON_COLOR));
+            ui.button(
+                right,
+                "message",
+                "Message",
+                (theme::PRIMARY, theme::PRIMARY_PRESSED, theme::ON_COLOR),
+            );
         }
-        let lines = [("Phone", &self.contact.phone, Icon::Phone), ("Email", &self.contact.email, Icon::Mail)];
-        let shown: Vec<_> = lines.iter().filter(|(_, value, _)| !value.is_empty()).collect();
+        let lines = [
+            ("Phone", &self.contact.phone, Icon::Phone),
+            ("Email", &self.contact.email, Icon::Mail),
+        ];
+        let shown: Vec<_> = lines
+            .iter()
+            .filter(|(_, value, _)| !value.is_empty())
+            .collect();
         let card = rect(MARGIN, y + 68, body.w - 2 * MARGIN, shown.len() as i32 * 64);
         if !shown.is_empty() {
             ui.card(card);
@@ -110,7 +143,13 @@ impl View for Detail {
             let row = rect(card.x, card.y + index as i32 * 64, card.w, 64);
             ui.icon((row.x + 30, row.y + 32), 22, *icon, theme::PRIMARY);
             let text = |dy: i32| rect(row.x + 60, row.y + dy, row.w - 72, 20);
-            ui.text(text(12), Align::Left, theme::CAPTION, theme::TEXT_SECONDARY, label);
+            ui.text(
+                text(12),
+                Align::Left,
+                theme::CAPTION,
+                theme::TEXT_SECONDARY,
+                label,
+            );
             ui.text(text(32), Align::Left, theme::BODY, theme::TEXT, value);
             if index > 0 {
                 ui.divider(row.x + 60, row.y, row.w - 60);
@@ -122,16 +161,20 @@ impl View for Detail {
         match action {
             Action::Press("edit") => Go::Push(Box::new(Form::new(self.contact.clone()))),
             Action::Press("call") => super::phone::begin_call(&self.contact.phone, cx),
-            Action::Press("message") => {
-                Go::Push(Box::new(super::messages::Conversation::with(&self.contact.phone)))
-            }
+            Action::Press("message") => Go::Push(Box::new(super::messages::Conversation::with(
+                &self.contact.phone,
+            ))),
             _ => Go::Stay,
         }
     }
 
     fn reload(&mut self, cx: &mut Context<'_>) {
         let contacts = cx.store.contacts();
-        let found = cx.tell(contacts).unwrap_or_default().into_iter().find(|c| c.place == self.contact.place);
+        let found = cx
+            .tell(contacts)
+            .unwrap_or_default()
+            .into_iter()
+            .find(|c| c.place == self.contact.place);
         if let Some(contact) = found {
             self.contact = contact;
         }
@@ -150,17 +193,30 @@ const LABELS: [&str; 3] = ["Name", "Phone", "Email"];
 impl Form {
     fn new(contact: Contact) -> Self {
         let fields = [&contact.name, &contact.phone, &contact.email].map(|text| Field::new(text));
-        Self { contact, fields, focused: 0, scrolled: 0 }
+        Self {
+            contact,
+            fields,
+            focused: 0,
+            scrolled: 0,
+        }
     }
 
     fn save(&mut self, cx: &mut Context<'_>) -> Go {
-        let [name, phone, email] = self.fields.each_ref().map(|field| field.text().trim().to_owned());
+        let [name, phone, email] = self
+            .fields
+            .each_ref()
+            .map(|field| field.text().trim().to_owned());
         if name.is_empty() && phone.is_empty() {
             *cx.banner = Some("A contact needs a name or a number.".to_owned());
             return Go::Stay;
         }
         let name = if name.is_empty() { phone.clone() } else { name };
-        let saved = cx.store.save_contact(&Contact { place: self.contact.place.clone(), name, phone, email });
+        let saved = cx.store.save_contact(&Contact {
+            place: self.contact.place.clone(),
+            name,
+            phone,
+            email,
+        });
         match cx.tell(saved) {
             Some(_) => {
                 *cx.banner = None;
@@ -177,18 +233,39 @@ impl View for Form {
     }
 
     fn draw(&self, ui: &mut Ui<'_>, body: Rect) {
-        let title = if self.contact.place.is_some() { "Edit contact" } else { "New contact" };
+        let title = if self.contact.place.is_some() {
+            "Edit contact"
+        } else {
+            "New contact"
+        };
         let rest = ui.bar(body, title);
         ui.bar_button(body, "save", "Save");
         let delete = if self.contact.place.is_some() { 60 } else { 0 };
         let top = ui.begin_list(rest, 3 * (FIELD + 4) + delete + 16);
         for (index, field) in self.fields.iter().enumerate() {
-            let area = rect(MARGIN, top + 4 + index as i32 * (FIELD + 4), body.w - 2 * MARGIN, FIELD);
-            ui.field(area, index, LABELS[index], field, index == self.focused, false);
+            let area = rect(
+                MARGIN,
+                top + 4 + index as i32 * (FIELD + 4),
+                body.w - 2 * MARGIN,
+                FIELD,
+            );
+            ui.field(
+                area,
+                index,
+                LABELS[index],
+                field,
+                index == self.focused,
+                false,
+            );
         }
         if delete > 0 {
             let area = rect(MARGIN, top + 3 * (FIELD + 4) + 4, body.w - 2 * MARGIN, 48);
-            ui.button(area, "delete", "Delete contact", (theme::RED_SOFT, theme::RED_SOFT_PRESSED, theme::RED));
+            ui.button(
+                area,
+                "delete",
+                "Delete contact",
+                (theme::RED_SOFT, theme::RED_SOFT_PRESSED, theme::RED),
+            );
         }
         ui.end_list();
     }
@@ -232,8 +309,14 @@ impl View for Form {
         let contacts = cx.store.contacts();
         let contacts = cx.tell(contacts).unwrap_or_default();
         let here = |c: &&Contact| c.place.is_some() && c.place == self.contact.place;
-        let Some(found) = contacts.iter().find(here) else { return };
-        for (field, value) in self.fields.iter_mut().zip([&found.name, &found.phone, &found.email]) {
+        let Some(found) = contacts.iter().find(here) else {
+            return;
+        };
+        for (field, value) in self
+            .fields
+            .iter_mut()
+            .zip([&found.name, &found.phone, &found.email])
+        {
             if !field.is_edited() && field.text() != value {
                 field.set(value);
             }

@@ -37,11 +37,20 @@ impl View for Folder {
             }
         };
         if self.entries.is_empty() {
-            return ui.empty(list, Icon::Folder, "Empty folder", "There are no files here.");
+            return ui.empty(
+                list,
+                Icon::Folder,
+                "Empty folder",
+                "There are no files here.",
+            );
         }
         let content = self.entries.len() as i32 * ROW;
         let mut y = ui.begin_list(list, content + 2 * theme::GAP);
-        ui.round(rect(theme::GAP, y, body.w - 2 * theme::GAP, content), theme::RADIUS, theme::SURFACE);
+        ui.round(
+            rect(theme::GAP, y, body.w - 2 * theme::GAP, content),
+            theme::RADIUS,
+            theme::SURFACE,
+        );
         for (index, entry) in self.entries.iter().enumerate() {
             let area = rect(theme::GAP, y, body.w - 2 * theme::GAP, ROW);
             y += ROW;
@@ -53,18 +62,28 @@ impl View for Folder {
     }
 
     fn act(&mut self, action: &Action, _cx: &mut Context<'_>) -> Go {
-        let Action::Pick(index) = action else { return Go::Stay };
+        let Action::Pick(index) = action else {
+            return Go::Stay;
+        };
         match self.entries.get(*index) {
-            Some(entry) if entry.is_folder => {
-                Go::Push(Box::new(Folder { path: Some(entry.path.clone()), ..Folder::default() }))
-            }
-            Some(entry) => Go::Push(Box::new(Viewer { path: entry.path.clone(), text: None, scrolled: 0 })),
+            Some(entry) if entry.is_folder => Go::Push(Box::new(Folder {
+                path: Some(entry.path.clone()),
+                ..Folder::default()
+            })),
+            Some(entry) => Go::Push(Box::new(Viewer {
+                path: entry.path.clone(),
+                text: None,
+                scrolled: 0,
+            })),
             None => Go::Stay,
         }
     }
 
     fn reload(&mut self, cx: &mut Context<'_>) {
-        self.place = self.path.clone().unwrap_or_else(|| cx.store.home().to_owned());
+        self.place = self
+            .path
+            .clone()
+            .unwrap_or_else(|| cx.store.home().to_owned());
         let entries = cx.store.folder(&self.place);
         self.entries = cx.tell(entries).unwrap_or_default();
     }
@@ -91,15 +110,35 @@ fn draw_entry(ui: &mut Ui<'_>, index: usize, area: Rect, entry: &Entry) {
     };
     ui.round(tile, 12, back);
     ui.icon(tile.center(), 22, icon, ink);
-    let note = if entry.is_folder { String::new() } else { size(entry.bytes) };
+    let note = if entry.is_folder {
+        String::new()
+    } else {
+        size(entry.bytes)
+    };
     let note_w = ui.fonts.width(theme::CAPTION, &note);
-    let text = rect(area.x + 68, area.y, area.w - 68 - MARGIN - 28 - note_w, area.h);
+    let text = rect(
+        area.x + 68,
+        area.y,
+        area.w - 68 - MARGIN - 28 - note_w,
+        area.h,
+    );
     ui.text(text, Align::Left, theme::BODY, theme::TEXT, &entry.name);
     let right = area.right() - MARGIN;
     if entry.is_folder {
-        ui.icon((right - 8, area.y + ROW / 2), 18, Icon::Chevron, theme::TEXT_FAINT);
+        ui.icon(
+            (right - 8, area.y + ROW / 2),
+            18,
+            Icon::Chevron,
+            theme::TEXT_FAINT,
+        );
     } else {
-        ui.text(rect(right - note_w, area.y, note_w, area.h), Align::Right, theme::CAPTION, theme::TEXT_FAINT, &note);
+        ui.text(
+            rect(right - note_w, area.y, note_w, area.h),
+            Align::Right,
+            theme::CAPTION,
+            theme::TEXT_FAINT,
+            &note,
+        );
     }
     if index > 0 {
         ui.divider(area.x + 68, area.y, area.w - 68);
@@ -128,14 +167,27 @@ impl View for Viewer {
     }
 
     fn draw(&self, ui: &mut Ui<'_>, body: Rect) {
-        let rest = ui.bar(body, &self.path.file_name().unwrap_or_default().to_string_lossy());
+        let rest = ui.bar(
+            body,
+            &self.path.file_name().unwrap_or_default().to_string_lossy(),
+        );
         let paper = rect(8, rest.y, body.w - 16, rest.h - 4);
         ui.round(paper, theme::RADIUS, theme::SURFACE);
         let Some(text) = &self.text else {
-            return ui.empty(paper, Icon::File, "Cannot be shown", "This file could not be read.");
+            return ui.empty(
+                paper,
+                Icon::File,
+                "Cannot be shown",
+                "This file could not be read.",
+            );
         };
         if text.chars().take(1000).any(|c| c == '\0') {
-            return ui.empty(paper, Icon::File, "Not a text file", "It can be kept here, but not shown.");
+            return ui.empty(
+                paper,
+                Icon::File,
+                "Not a text file",
+                "It can be kept here, but not shown.",
+            );
         }
         if text.is_empty() {
             return ui.empty(paper, Icon::File, "Empty file", "There is nothing in it.");
@@ -145,7 +197,9 @@ impl View for Viewer {
 
     fn reload(&mut self, cx: &mut Context<'_>) {
         let read = cx.store.text(&self.path);
-        self.text = cx.tell(read).map(|text| text.replace('\t', "    ").replace('\r', ""));
+        self.text = cx
+            .tell(read)
+            .map(|text| text.replace('\t', "    ").replace('\r', ""));
     }
 
     fn watched(&self) -> Option<PathBuf> {

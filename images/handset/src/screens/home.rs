@@ -28,11 +28,22 @@ impl View for Home {
         let clock = rect(body.x, body.y + 48, body.w, 72);
         ui.text(clock, Align::Center, theme::CLOCK, theme::ON_COLOR, &time);
         let line = rect(body.x, clock.bottom() + 6, body.w, 24);
-        ui.text(line, Align::Center, theme::HOME_DATE, theme::ON_COLOR, &date);
+        ui.text(
+            line,
+            Align::Center,
+            theme::HOME_DATE,
+            theme::ON_COLOR,
+            &date,
+        );
 
         let dock = rect(12, body.bottom() - 94, body.w - 24, 88);
         ui.round(dock, 28, theme::ON_COLOR.with_alpha(56));
-        apps(ui, &DOCK, rect(dock.x + 4, dock.y, dock.w - 8, dock.h), false);
+        apps(
+            ui,
+            &DOCK,
+            rect(dock.x + 4, dock.y, dock.w - 8, dock.h),
+            false,
+        );
         apps(ui, &GRID, rect(16, dock.y - 116, body.w - 32, 96), true);
     }
 }
@@ -46,8 +57,14 @@ fn apps(ui: &mut Ui<'_>, row: &[App], area: Rect, labels: bool) {
         let action = Action::Open(app);
         let shrink = if ui.is_pressed(&action) { 3 } else { 0 };
         let room = if labels { cell.h - 22 } else { cell.h };
-        let tile = rect(cell.x + (cell.w - ICON) / 2, cell.y + (room - ICON) / 2, ICON, ICON);
-        ui.scene.add(tile.inset(shrink, shrink), Shape::AppIcon(icon));
+        let tile = rect(
+            cell.x + (cell.w - ICON) / 2,
+            cell.y + (room - ICON) / 2,
+            ICON,
+            ICON,
+        );
+        ui.scene
+            .add(tile.inset(shrink, shrink), Shape::AppIcon(icon));
         if labels {
             let line = rect(cell.x, tile.bottom() + 6, cell.w, 18);
             ui.text(line, Align::Center, theme::LABEL, theme::ON_COLOR, label);

@@ -33,11 +33,20 @@ impl View for Messages {
     fn draw(&self, ui: &mut Ui<'_>, body: Rect) {
         let list = ui.big_bar(body, "Messages");
         if self.threads.is_empty() {
-            ui.empty(list, Icon::Message, "No messages yet", "Tap the pencil to write one.");
+            ui.empty(
+                list,
+                Icon::Message,
+                "No messages yet",
+                "Tap the pencil to write one.",
+            );
         } else {
             let content = self.threads.len() as i32 * ROW;
             let mut y = ui.begin_list(list, content + 90);
-            ui.round(rect(theme::GAP, y, body.w - 2 * theme::GAP, content), theme::RADIUS, theme::SURFACE);
+            ui.round(
+                rect(theme::GAP, y, body.w - 2 * theme::GAP, content),
+                theme::RADIUS,
+                theme::SURFACE,
+            );
             for (index, thread) in self.threads.iter().enumerate() {
                 let area = rect(theme::GAP, y, body.w - 2 * theme::GAP, ROW);
                 y += ROW;
@@ -45,7 +54,10 @@ impl View for Messages {
                     continue;
                 }
                 ui.row_back(&format!("row.{index}"), area, Action::Pick(index));
-                let name = thread.alias.clone().unwrap_or_else(|| display_name(&self.contacts, &thread.name));
+                let name = thread
+                    .alias
+                    .clone()
+                    .unwrap_or_else(|| display_name(&self.contacts, &thread.name));
                 let sender = if thread.last_out { "You: " } else { "" };
                 let last = format!("{sender}{}", thread.last.replace('\n', " "));
                 ui.person_row(area, &name, &last, &ui.clock.when(thread.time));
@@ -97,9 +109,14 @@ impl Recipient {
     fn offers(&self) -> impl Iterator<Item = (usize, &Contact)> {
         let wanted = self.to.text().to_lowercase();
         let matches = move |c: &Contact| {
-            !c.phone.is_empty() && (c.name.to_lowercase().contains(&wanted) || c.phone.contains(&wanted))
+            !c.phone.is_empty()
+                && (c.name.to_lowercase().contains(&wanted) || c.phone.contains(&wanted))
         };
-        self.contacts.iter().enumerate().filter(move |(_, c)| matches(c)).take(OFFERS_MAX)
+        self.contacts
+            .iter()
+            .enumerate()
+            .filter(move |(_, c)| matches(c))
+            .take(OFFERS_MAX)
     }
 
     /// The number typed, or that of the only contact that fits.
@@ -137,7 +154,12 @@ impl View for Recipient {
         }
         let field = rect(MARGIN, rest.y + 4, body.w - 2 * MARGIN, 64);
         ui.field(field, 0, "To", &self.to, true, false);
-        let list = rect(body.x, field.bottom() + 4, body.w, rest.bottom() - field.bottom() - 4);
+        let list = rect(
+            body.x,
+            field.bottom() + 4,
+            body.w,
+            rest.bottom() - field.bottom() - 4,
+        );
         let content = self.offers().count() as i32 * ROW;
         let mut y = ui.begin_list(list, content);
         for (index, contact) in self.offers() {
@@ -171,7 +193,11 @@ impl View for Recipient {
     }
 
     fn key(&mut self, key: Key, _cx: &mut Context<'_>) -> Go {
-        if key == Key::Enter { self.go_on() } else { Go::Stay }
+        if key == Key::Enter {
+            self.go_on()
+        } else {
+            Go::Stay
+        }
     }
 
     fn edited(&mut self, _cx: &mut Context<'_>) -> Go {
@@ -220,7 +246,9 @@ impl Conversation {
         if body.is_empty() {
             return;
         }
-        let sent = cx.store.send_message(&self.number, self.contact.as_deref(), &body);
+        let sent = cx
+            .store
+            .send_message(&self.number, self.contact.as_deref(), &body);
         if let Some(replaced) = cx.tell(sent) {
             cx.tell_replaced(replaced);
             self.draft.clear();
@@ -252,16 +280,33 @@ impl Conversation {
             let y = top + y;
             if let Some(heading) = heading {
                 let row = rect(area.x, y - DAY, area.w, DAY);
-                ui.text(row, Align::Center, theme::CAPTION, theme::TEXT_FAINT, &heading);
+                ui.text(
+                    row,
+                    Align::Center,
+                    theme::CAPTION,
+                    theme::TEXT_FAINT,
+                    &heading,
+                );
             }
             if !ui.shows(rect(area.x, y, area.w, height)) {
                 continue;
             }
             let time = ui.clock.time_of(message.time);
-            let texts: Vec<&str> = lines.into_iter().map(|range| message.body[range].trim_end()).collect();
-            let text_w = texts.iter().map(|text| ui.fonts.width(theme::BODY, text)).max().unwrap_or(0);
+            let texts: Vec<&str> = lines
+                .into_iter()
+                .map(|range| message.body[range].trim_end())
+                .collect();
+            let text_w = texts
+                .iter()
+                .map(|text| ui.fonts.width(theme::BODY, text))
+                .max()
+                .unwrap_or(0);
             let w = text_w.max(ui.fonts.width(theme::CAPTION, &time)) + 28;
-            let x = if message.outgoing { area.right() - MARGIN - w } else { area.x + MARGIN };
+            let x = if message.outgoing {
+                area.right() - MARGIN - w
+            } else {
+                area.x + MARGIN
+            };
             let (back, ink, faint) = match message.outgoing {
                 true => (theme::PRIMARY, theme::ON_COLOR, theme::BUBBLE_TIME),
                 false => (theme::SURFACE, theme::TEXT, theme::TEXT_FAINT),
@@ -283,13 +328,29 @@ impl Conversation {
         ui.round(pill.inset(1, 1), 21, theme::SURFACE);
         let line = rect(pill.x + 18, pill.y + 8, pill.w - 36, 28);
         if self.draft.text().is_empty() {
-            ui.text(line, Align::Left, theme::BODY, theme::TEXT_FAINT, "Text message");
+            ui.text(
+                line,
+                Align::Left,
+                theme::BODY,
+                theme::TEXT_FAINT,
+                "Text message",
+            );
         }
         ui.line_of_text(line, &self.draft, true, false);
         ui.target("field.message", pill, Action::Focus(0));
         let ready = !self.draft.text().trim().is_empty();
-        let colors = if ready { (theme::PRIMARY, theme::PRIMARY_PRESSED) } else { (theme::KEY_SPECIAL, theme::KEY_SPECIAL) };
-        ui.round_button("send", (area.right() - 36, pill.y + 22), 46, Icon::Send, colors);
+        let colors = if ready {
+            (theme::PRIMARY, theme::PRIMARY_PRESSED)
+        } else {
+            (theme::KEY_SPECIAL, theme::KEY_SPECIAL)
+        };
+        ui.round_button(
+            "send",
+            (area.right() - 36, pill.y + 22),
+            46,
+            Icon::Send,
+            colors,
+        );
     }
 }
 
@@ -304,9 +365,21 @@ impl View for Conversation {
         let text = rect(104, body.y, body.w - 104 - 60, BAR);
         if self.contact.is_some() {
             let upper = rect(text.x, body.y + 8, text.w, 22);
-            ui.text(upper, Align::Left, theme::BODY_STRONG, theme::TEXT, &self.name);
+            ui.text(
+                upper,
+                Align::Left,
+                theme::BODY_STRONG,
+                theme::TEXT,
+                &self.name,
+            );
             let lower = rect(text.x, body.y + 28, text.w, 18);
-            ui.text(lower, Align::Left, theme::CAPTION, theme::TEXT_SECONDARY, &self.number);
+            ui.text(
+                lower,
+                Align::Left,
+                theme::CAPTION,
+                theme::TEXT_SECONDARY,
+                &self.number,
+            );
         } else {
             ui.text(text, Align::Left, theme::TITLE, theme::TEXT, &self.name);
         }
@@ -315,7 +388,13 @@ impl View for Conversation {
         let list = rect(body.x, rest.y, body.w, rest.h - COMPOSER);
         if self.messages.is_empty() {
             let hint = rect(list.x + 40, list.y + list.h / 2 - 12, list.w - 80, 24);
-            ui.text(hint, Align::Center, theme::SECOND, theme::TEXT_SECONDARY, "No messages yet");
+            ui.text(
+                hint,
+                Align::Center,
+                theme::SECOND,
+                theme::TEXT_SECONDARY,
+                "No messages yet",
+            );
         } else {
             self.draw_messages(ui, list);
         }

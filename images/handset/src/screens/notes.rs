@@ -29,7 +29,12 @@ impl View for Notes {
     fn draw(&self, ui: &mut Ui<'_>, body: Rect) {
         let list = ui.big_bar(body, "Notes");
         if self.notes.is_empty() {
-            ui.empty(list, Icon::Note, "No notes yet", "Tap the plus to write one.");
+            ui.empty(
+                list,
+                Icon::Note,
+                "No notes yet",
+                "Tap the plus to write one.",
+            );
         } else {
             let step = CARD + 10;
             let mut y = ui.begin_list(list, self.notes.len() as i32 * step + 90) + 4;
@@ -54,7 +59,12 @@ impl View for Notes {
             },
             _ => return Go::Stay,
         };
-        Go::Push(Box::new(Editor { path, field: None, scrolled: 0, removed: false }))
+        Go::Push(Box::new(Editor {
+            path,
+            field: None,
+            scrolled: 0,
+            removed: false,
+        }))
     }
 
     fn reload(&mut self, cx: &mut Context<'_>) {
@@ -73,17 +83,48 @@ impl View for Notes {
 
 fn draw_note(ui: &mut Ui<'_>, index: usize, area: Rect, note: &Note) {
     let action = Action::Pick(index);
-    ui.scene.add(area, Shape::Shadow { radius: theme::RADIUS });
-    let back = if ui.is_pressed(&action) { theme::SURFACE_PRESSED } else { theme::SURFACE };
+    ui.scene.add(
+        area,
+        Shape::Shadow {
+            radius: theme::RADIUS,
+        },
+    );
+    let back = if ui.is_pressed(&action) {
+        theme::SURFACE_PRESSED
+    } else {
+        theme::SURFACE
+    };
     ui.round(area, theme::RADIUS, back);
-    let mut lines = note.text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut lines = note
+        .text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
     let title = lines.next().unwrap_or("Empty note");
     let rest = lines.next().unwrap_or("No more text");
     let file = note.path.file_name().unwrap_or_default().to_string_lossy();
     let line = |y: i32| rect(area.x + 16, area.y + y, area.w - 32, 20);
-    ui.text(line(12), Align::Left, theme::BODY_STRONG, theme::TEXT, title);
-    ui.text(line(34), Align::Left, theme::SECOND, theme::TEXT_SECONDARY, rest);
-    ui.text(line(56), Align::Left, theme::CAPTION, theme::TEXT_FAINT, &file);
+    ui.text(
+        line(12),
+        Align::Left,
+        theme::BODY_STRONG,
+        theme::TEXT,
+        title,
+    );
+    ui.text(
+        line(34),
+        Align::Left,
+        theme::SECOND,
+        theme::TEXT_SECONDARY,
+        rest,
+    );
+    ui.text(
+        line(56),
+        Align::Left,
+        theme::CAPTION,
+        theme::TEXT_FAINT,
+        &file,
+    );
     ui.target(&format!("row.{index}"), area, action);
 }
 
@@ -97,7 +138,12 @@ struct Editor {
 
 impl Editor {
     fn area(body: Rect) -> Rect {
-        rect(MARGIN + 4, body.y + BAR + 8, body.w - 2 * MARGIN - 8, body.h - BAR - 16)
+        rect(
+            MARGIN + 4,
+            body.y + BAR + 8,
+            body.w - 2 * MARGIN - 8,
+            body.h - BAR - 16,
+        )
     }
 }
 
@@ -120,7 +166,13 @@ impl View for Editor {
         if field.text().is_empty() {
             let area = Self::area(body);
             let hint = rect(area.x + 5, area.y, area.w, 18);
-            ui.text(hint, Align::Left, theme::BODY, theme::TEXT_FAINT, "Write something");
+            ui.text(
+                hint,
+                Align::Left,
+                theme::BODY,
+                theme::TEXT_FAINT,
+                "Write something",
+            );
         }
         text_area::draw(ui, Self::area(body), field.text(), Some(field.cursor()));
     }
@@ -152,7 +204,9 @@ impl View for Editor {
     }
 
     fn key(&mut self, key: Key, cx: &mut Context<'_>) -> Go {
-        let Some(field) = &mut self.field else { return Go::Stay };
+        let Some(field) = &mut self.field else {
+            return Go::Stay;
+        };
         match key {
             Key::Enter => field.insert('\n'),
             Key::Tab => field.insert('\t'),

@@ -1,8 +1,8 @@
 //! Settings: the list, mail account, Wi-Fi, and about. Each account form is one settings file.
 
+use crate::draw::canvas::Color;
 use crate::draw::icons::Icon;
 use crate::draw::theme::{self, MARGIN};
-use crate::draw::canvas::Color;
 use crate::geometry::{Rect, rect};
 use crate::store::settings::{Settings as File, Values};
 use crate::ui::builder::{Align, FIELD, Ui};
@@ -25,13 +25,42 @@ impl View for Settings {
 
     fn draw(&self, ui: &mut Ui<'_>, body: Rect) {
         let rest = ui.big_bar(body, "Settings");
-        let or = |text: &str, other: &str| if text.is_empty() { other.to_owned() } else { text.to_owned() };
+        let or = |text: &str, other: &str| {
+            if text.is_empty() {
+                other.to_owned()
+            } else {
+                text.to_owned()
+            }
+        };
         let entries: [(&'static str, &str, String, Icon, Color); 3] = [
-            ("wifi", "Wi-Fi", or(&self.wifi, "Not set up"), Icon::Wifi, theme::AVATARS[1]),
-            ("mail", "Mail account", or(&self.mail, "Not set up"), Icon::Mail, theme::AVATARS[5]),
-            ("about", "About this phone", "Pollux reference handset".to_owned(), Icon::Info, theme::AVATARS[0]),
+            (
+                "wifi",
+                "Wi-Fi",
+                or(&self.wifi, "Not set up"),
+                Icon::Wifi,
+                theme::AVATARS[1],
+            ),
+            (
+                "mail",
+                "Mail account",
+                or(&self.mail, "Not set up"),
+                Icon::Mail,
+                theme::AVATARS[5],
+            ),
+            (
+                "about",
+                "About this phone",
+                "Pollux reference handset".to_owned(),
+                Icon::Info,
+                theme::AVATARS[0],
+            ),
         ];
-        let card = rect(MARGIN, rest.y + 4, body.w - 2 * MARGIN, ENTRY * entries.len() as i32);
+        let card = rect(
+            MARGIN,
+            rest.y + 4,
+            body.w - 2 * MARGIN,
+            ENTRY * entries.len() as i32,
+        );
         ui.card(card);
         ui.scene.push_clip(card);
         for (index, (name, title, value, icon, color)) in entries.into_iter().enumerate() {
@@ -44,9 +73,26 @@ impl View for Settings {
             ui.round(tile, 12, color);
             ui.icon(tile.center(), 22, icon, theme::ON_COLOR);
             let text = |dy: i32| rect(row.x + 70, row.y + dy, row.w - 70 - 40, 22);
-            ui.text(text(14), Align::Left, theme::BODY_STRONG, theme::TEXT, title);
-            ui.text(text(36), Align::Left, theme::SECOND, theme::TEXT_SECONDARY, &value);
-            ui.icon((row.right() - 24, row.y + ENTRY / 2), 18, Icon::Chevron, theme::TEXT_FAINT);
+            ui.text(
+                text(14),
+                Align::Left,
+                theme::BODY_STRONG,
+                theme::TEXT,
+                title,
+            );
+            ui.text(
+                text(36),
+                Align::Left,
+                theme::SECOND,
+                theme::TEXT_SECONDARY,
+                &value,
+            );
+            ui.icon(
+                (row.right() - 24, row.y + ENTRY / 2),
+                18,
+                Icon::Chevron,
+                theme::TEXT_FAINT,
+            );
             if index > 0 {
                 ui.divider(row.x + 70, row.y, row.w - 70);
             }
@@ -88,30 +134,79 @@ struct Entry {
 }
 
 const MAIL: [Entry; 8] = [
-    Entry { key: "account", label: "Account name", kind: Kind::Text, initial: "" },
-    Entry { key: "address", label: "Email address", kind: Kind::Text, initial: "" },
-    Entry { key: "server", label: "Server", kind: Kind::Text, initial: "" },
-    Entry { key: "port", label: "Port", kind: Kind::Text, initial: "993" },
+    Entry {
+        key: "account",
+        label: "Account name",
+        kind: Kind::Text,
+        initial: "",
+    },
+    Entry {
+        key: "address",
+        label: "Email address",
+        kind: Kind::Text,
+        initial: "",
+    },
+    Entry {
+        key: "server",
+        label: "Server",
+        kind: Kind::Text,
+        initial: "",
+    },
+    Entry {
+        key: "port",
+        label: "Port",
+        kind: Kind::Text,
+        initial: "993",
+    },
     Entry {
         key: "security",
         label: "Security",
-        kind: Kind::Choice(&[("ssl", "SSL/TLS"), ("starttls", "STARTTLS"), ("none", "None")]),
+        kind: Kind::Choice(&[
+            ("ssl", "SSL/TLS"),
+            ("starttls", "STARTTLS"),
+            ("none", "None"),
+        ]),
         initial: "ssl",
     },
-    Entry { key: "user", label: "User name", kind: Kind::Text, initial: "" },
-    Entry { key: "password", label: "Password", kind: Kind::Password, initial: "" },
-    Entry { key: "outgoing_server", label: "Outgoing server", kind: Kind::Text, initial: "" },
+    Entry {
+        key: "user",
+        label: "User name",
+        kind: Kind::Text,
+        initial: "",
+    },
+    Entry {
+        key: "password",
+        label: "Password",
+        kind: Kind::Password,
+        initial: "",
+    },
+    Entry {
+        key: "outgoing_server",
+        label: "Outgoing server",
+        kind: Kind::Text,
+        initial: "",
+    },
 ];
 
 const WIFI: [Entry; 3] = [
-    Entry { key: "network", label: "Network", kind: Kind::Text, initial: "" },
+    Entry {
+        key: "network",
+        label: "Network",
+        kind: Kind::Text,
+        initial: "",
+    },
     Entry {
         key: "security",
         label: "Security",
         kind: Kind::Choice(&[("wpa3", "WPA3"), ("wpa2", "WPA2"), ("open", "Open")]),
         initial: "wpa2",
     },
-    Entry { key: "password", label: "Password", kind: Kind::Password, initial: "" },
+    Entry {
+        key: "password",
+        label: "Password",
+        kind: Kind::Password,
+        initial: "",
+    },
 ];
 
 /// The form of a settings file.
@@ -138,11 +233,26 @@ impl Form {
 
     fn new(name: &'static str, title: &'static str, file: File, entries: &'static [Entry]) -> Self {
         let fields = entries.iter().map(|_| Field::default()).collect();
-        Self { name, title, file, entries, fields, focused: None, reveal: false, loaded: false, scrolled: 0 }
+        Self {
+            name,
+            title,
+            file,
+            entries,
+            fields,
+            focused: None,
+            reveal: false,
+            loaded: false,
+            scrolled: 0,
+        }
     }
 
     fn area(body: Rect, top: i32, index: usize) -> Rect {
-        rect(MARGIN, top + 4 + index as i32 * (FIELD + 6), body.w - 2 * MARGIN, FIELD)
+        rect(
+            MARGIN,
+            top + 4 + index as i32 * (FIELD + 6),
+            body.w - 2 * MARGIN,
+            FIELD,
+        )
     }
 
     fn save(&mut self, cx: &mut Context<'_>) -> Go {
@@ -156,9 +266,15 @@ impl Form {
         }
         // Read again: others may have changed keys that this form does not show.
         let read = cx.store.settings(self.file);
-        let Some(mut values) = cx.tell(read) else { return Go::Stay };
+        let Some(mut values) = cx.tell(read) else {
+            return Go::Stay;
+        };
         for (entry, field) in self.entries.iter().zip(&self.fields) {
-            let value = if matches!(entry.kind, Kind::Password) { field.text() } else { field.text().trim() };
+            let value = if matches!(entry.kind, Kind::Password) {
+                field.text()
+            } else {
+                field.text().trim()
+            };
             values.set(entry.key, value);
         }
         let saved = cx.store.save_settings(self.file, &values);
@@ -169,10 +285,22 @@ impl Form {
         Go::Back
     }
 
-    fn draw_choice(&self, ui: &mut Ui<'_>, area: Rect, index: usize, options: &[(&'static str, &'static str)]) {
+    fn draw_choice(
+        &self,
+        ui: &mut Ui<'_>,
+        area: Rect,
+        index: usize,
+        options: &[(&'static str, &'static str)],
+    ) {
         let entry = &self.entries[index];
         let label = rect(area.x + 14, area.y - 1, area.w - 28, 18);
-        ui.text(label, Align::Left, theme::CAPTION, theme::TEXT_SECONDARY, entry.label);
+        ui.text(
+            label,
+            Align::Left,
+            theme::CAPTION,
+            theme::TEXT_SECONDARY,
+            entry.label,
+        );
         let track = rect(area.x, area.y + 18, area.w, 44);
         ui.round(track, 12, theme::DIVIDER);
         let w = (track.w - 8) / options.len() as i32;
@@ -185,9 +313,17 @@ impl Form {
             } else if ui.is_pressed(&action) {
                 ui.round(cell, 9, theme::SURFACE_PRESSED);
             }
-            let ink = if chosen { theme::PRIMARY } else { theme::TEXT_SECONDARY };
+            let ink = if chosen {
+                theme::PRIMARY
+            } else {
+                theme::TEXT_SECONDARY
+            };
             ui.text(cell, Align::Center, theme::LABEL, ink, text);
-            ui.target(&format!("{}.{value}", entry.key), rect(cell.x, track.y, cell.w, track.h), action);
+            ui.target(
+                &format!("{}.{value}", entry.key),
+                rect(cell.x, track.y, cell.w, track.h),
+                action,
+            );
         }
     }
 }
@@ -235,7 +371,8 @@ impl View for Form {
             Action::Focus(index) => self.focus_on(*index, cx),
             Action::Pick(number) => {
                 let (index, at) = (number / 10, number % 10);
-                if let Some(Kind::Choice(options)) = self.entries.get(index).map(|entry| &entry.kind)
+                if let Some(Kind::Choice(options)) =
+                    self.entries.get(index).map(|entry| &entry.kind)
                     && let Some((value, _)) = options.get(at)
                 {
                     self.fields[index].replace(value);
@@ -247,7 +384,9 @@ impl View for Form {
     }
 
     fn key(&mut self, key: Key, cx: &mut Context<'_>) -> Go {
-        let Some(focused) = self.focused else { return Go::Stay };
+        let Some(focused) = self.focused else {
+            return Go::Stay;
+        };
         match key {
             Key::Tab | Key::Down | Key::Enter => {
                 let next = (focused + 1..self.entries.len())
@@ -272,10 +411,18 @@ impl View for Form {
         let Some(values) = cx.tell(read) else { return };
         let fresh = !self.loaded && values == Values::default();
         self.loaded = true;
+        if values == Values::default() && !fresh {
+            // The file is gone: what it said stays on screen.
+            return;
+        }
         for (entry, field) in self.entries.iter().zip(&mut self.fields) {
-            let value = if fresh { entry.initial } else { values.get(entry.key) };
+            let value = if fresh {
+                entry.initial
+            } else {
+                values.get(entry.key)
+            };
             // What the user changed and has not saved stays.
-            if !field.is_edited() && field.text() != value && !(values == Values::default() && !fresh) {
+            if !field.is_edited() && field.text() != value {
                 field.set(value);
             }
         }
@@ -296,11 +443,18 @@ impl Form {
         if index >= self.fields.len() {
             return;
         }
-        let keyboard = if self.focused.is_none() { crate::ui::keyboard::HEIGHT } else { 0 };
+        let keyboard = if self.focused.is_none() {
+            crate::ui::keyboard::HEIGHT
+        } else {
+            0
+        };
         self.focused = Some(index);
         let place = Self::area(cx.body, 0, index);
         let room = cx.body.h - crate::ui::builder::BAR - keyboard;
-        self.scrolled = self.scrolled.min(place.y - 4).max(place.bottom() + 4 - room);
+        self.scrolled = self
+            .scrolled
+            .min(place.y - 4)
+            .max(place.bottom() + 4 - room);
     }
 }
 
@@ -323,7 +477,12 @@ impl View for About {
             ("Contacts", self.contacts.to_string()),
             ("Notes", self.notes.to_string()),
         ];
-        let card = rect(MARGIN, rest.y + 4, body.w - 2 * MARGIN, 56 * lines.len() as i32);
+        let card = rect(
+            MARGIN,
+            rest.y + 4,
+            body.w - 2 * MARGIN,
+            56 * lines.len() as i32,
+        );
         ui.card(card);
         for (index, (label, value)) in lines.iter().enumerate() {
             let row = rect(card.x + 16, card.y + index as i32 * 56, card.w - 32, 56);

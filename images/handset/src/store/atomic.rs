@@ -20,8 +20,12 @@ pub(super) fn write(path: &Path, content: &[u8], mode: u32, what: &'static str) 
     hidden.push(".new");
     let temporary = folder.join(hidden);
     let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;

@@ -59,7 +59,10 @@ impl Store {
                 params![target, now],
             )?;
             let id = connection.last_insert_rowid();
-            connection.execute("UPDATE calls SET answered = ?1 WHERE id = ?2", params![now, id])?;
+            connection.execute(
+                "UPDATE calls SET answered = ?1 WHERE id = ?2",
+                params![now, id],
+            )?;
             Ok(id)
         })
     }
@@ -67,14 +70,20 @@ impl Store {
     pub fn end_call(&self, id: i64) -> Result<Option<StoreError>> {
         let now = iso8601(self.now_us());
         let (_, replaced) = self.calls_database().write(|connection| {
-            connection
-                .execute("UPDATE calls SET \"end\" = ?1 WHERE id = ?2 AND \"end\" IS NULL", params![now, id])
+            connection.execute(
+                "UPDATE calls SET \"end\" = ?1 WHERE id = ?2 AND \"end\" IS NULL",
+                params![now, id],
+            )
         })?;
         Ok(replaced)
     }
 
     fn calls_database(&self) -> Database {
-        Database { path: database::at(&self.home, FOLDER, FILE), what: "call log", prepare }
+        Database {
+            path: database::at(&self.home, FOLDER, FILE),
+            what: "call log",
+            prepare,
+        }
     }
 }
 
@@ -99,13 +108,23 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
 
 /// As `g_time_val_to_iso8601` writes it: the fraction only when there is one.
 fn iso8601(us: i64) -> String {
-    let at = OffsetDateTime::from_unix_timestamp(us.div_euclid(1_000_000)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let at = OffsetDateTime::from_unix_timestamp(us.div_euclid(1_000_000))
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH);
     let (date, clock) = (at.date(), at.time());
     let micros = us.rem_euclid(1_000_000);
-    let fraction = if micros == 0 { String::new() } else { format!(".{micros:06}") };
+    let fraction = if micros == 0 {
+        String::new()
+    } else {
+        format!(".{micros:06}")
+    };
     format!(
         "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}{fraction}Z",
-        date.year(), u8::from(date.month()), date.day(), clock.hour(), clock.minute(), clock.second(),
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        clock.hour(),
+        clock.minute(),
+        clock.second(),
     )
 }
 
@@ -113,5 +132,7 @@ fn iso8601(us: i64) -> String {
 fn stamp(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Option<i64>> {
     let text: Option<String> = row.get(column)?;
     let parsed = text.and_then(|t| OffsetDateTime::parse(&t, &Rfc3339).ok());
-    Ok(parsed.map(OffsetDateTime::unix_timestamp).filter(|&seconds| seconds != 0))
+    Ok(parsed
+        .map(OffsetDateTime::unix_timestamp)
+        .filter(|&seconds| seconds != 0))
 }

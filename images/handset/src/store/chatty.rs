@@ -96,7 +96,12 @@ impl Store {
     }
 
     /// Records a sent text message; `name` is what the contacts call the number.
-    pub fn send_message(&self, number: &str, name: Option<&str>, body: &str) -> Result<Option<StoreError>> {
+    pub fn send_message(
+        &self,
+        number: &str,
+        name: Option<&str>,
+        body: &str,
+    ) -> Result<Option<StoreError>> {
         let (number, uid) = (normal_number(number), uuid((self.sources.random)()));
         let time = self.now_us().div_euclid(1_000_000);
         let ((), replaced) = self.chatty_database().write(|connection| {
@@ -137,14 +142,20 @@ impl Store {
     }
 
     fn chatty_database(&self) -> Database {
-        Database { path: database::at(&self.home, FOLDER, FILE), what: "message history", prepare }
+        Database {
+            path: database::at(&self.home, FOLDER, FILE),
+            what: "message history",
+            prepare,
+        }
     }
 }
 
 /// The id of a phone user, made if missing.
 fn user(connection: &Connection, username: &str, alias: Option<&str>) -> rusqlite::Result<i64> {
     let find = "SELECT id FROM users WHERE username=?1 AND type=?2";
-    let found = connection.query_row(find, params![username, ID_PHONE], |row| row.get(0)).optional()?;
+    let found = connection
+        .query_row(find, params![username, ID_PHONE], |row| row.get(0))
+        .optional()?;
     if let Some(id) = found {
         return Ok(id);
     }
@@ -167,5 +178,12 @@ fn uuid(mut bytes: [u8; 16]) -> String {
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }

@@ -51,13 +51,17 @@ impl Store {
                 write_card(contact, &[])
             }
         };
-        let Some((path, _)) = &saved.place else { return Ok(saved) };
+        let Some((path, _)) = &saved.place else {
+            return Ok(saved);
+        };
         atomic::write(path, content.as_bytes(), 0o644, WHAT)?;
         Ok(saved)
     }
 
     pub fn delete_contact(&self, contact: &Contact) -> Result<()> {
-        let Some((path, index)) = &contact.place else { return Ok(()) };
+        let Some((path, index)) = &contact.place else {
+            return Ok(());
+        };
         let text = files::read_text(path, TEXT_BYTES_MAX, WHAT)?;
         let rest = replace_card(&text, *index, None);
         if cards(&rest).is_empty() {
@@ -80,7 +84,13 @@ impl Store {
         let slug = if slug.is_empty() { "contact" } else { slug };
         let folder = self.home.join(FOLDER);
         (1..=ENTRIES_MAX)
-            .map(|n| folder.join(if n == 1 { format!("{slug}.vcf") } else { format!("{slug}-{n}.vcf") }))
+            .map(|n| {
+                folder.join(if n == 1 {
+                    format!("{slug}.vcf")
+                } else {
+                    format!("{slug}-{n}.vcf")
+                })
+            })
             .find(|path| !path.exists())
             .unwrap_or_else(|| folder.join("contact.vcf"))
     }
@@ -107,7 +117,11 @@ fn parse_line(raw: &str) -> Line {
     let (head, value) = raw.split_once(':').unwrap_or((raw, ""));
     let name = head.split(';').next().unwrap_or_default();
     let name = name.rsplit('.').next().unwrap_or_default();
-    Line { property: name.to_ascii_uppercase(), value: value.to_owned(), raw: raw.to_owned() }
+    Line {
+        property: name.to_ascii_uppercase(),
+        value: value.to_owned(),
+        raw: raw.to_owned(),
+    }
 }
 
 /// Undoes line folding: a line that starts with a blank continues the one before.
@@ -128,7 +142,10 @@ fn cards(text: &str) -> Vec<Vec<Line>> {
     let mut current: Option<Vec<Line>> = None;
     for raw in unfold(text) {
         let line = parse_line(&raw);
-        match (line.property.as_str(), line.value.trim().eq_ignore_ascii_case("VCARD")) {
+        match (
+            line.property.as_str(),
+            line.value.trim().eq_ignore_ascii_case("VCARD"),
+        ) {
             ("BEGIN", true) => current = Some(Vec::new()),
             ("END", true) => cards.extend(current.take()),
             _ => {
@@ -143,20 +160,31 @@ fn cards(text: &str) -> Vec<Vec<Line>> {
 
 fn read_card(card: &[Line]) -> Contact {
     let first = |property: &str| {
-        let line = card.iter().find(|line| line.property == property && !line.value.trim().is_empty());
-        line.map(|line| unescape(line.value.trim())).unwrap_or_default()
+        let line = card
+            .iter()
+            .find(|line| line.property == property && !line.value.trim().is_empty());
+        line.map(|line| unescape(line.value.trim()))
+            .unwrap_or_default()
     };
     let mut name = first("FN");
     if name.is_empty() {
         // N is family;given;...
         let n = first("N");
         let mut parts = n.split(';');
-        let (family, given) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let (family, given) = (
+            parts.next().unwrap_or_default(),
+            parts.next().unwrap_or_default(),
+        );
         name = format!("{given} {family}").trim().to_owned();
     }
     let phone = first("TEL");
     let phone = phone.strip_prefix("tel:").unwrap_or(&phone).to_owned();
-    Contact { place: None, name, phone, email: first("EMAIL") }
+    Contact {
+        place: None,
+        name,
+        phone,
+        email: first("EMAIL"),
+    }
 }
 
 /// The text with one card replaced, or taken out.
@@ -188,10 +216,16 @@ fn write_card(contact: &Contact, before: &[Line]) -> String {
         ("N", format!("N:{};{};;;", escape(family), escape(given))),
     ];
     if !contact.phone.trim().is_empty() {
-        lines.push(("TEL", format!("TEL;TYPE=CELL:{}", escape(contact.phone.trim()))));
+        lines.push((
+            "TEL",
+            format!("TEL;TYPE=CELL:{}", escape(contact.phone.trim())),
+        ));
     }
     if !contact.email.trim().is_empty() {
-        lines.push(("EMAIL", format!("EMAIL;TYPE=INTERNET:{}", escape(contact.email.trim()))));
+        lines.push((
+            "EMAIL",
+            format!("EMAIL;TYPE=INTERNET:{}", escape(contact.email.trim())),
+        ));
     }
     let unchanged = read_card(before);
     let mut out = String::from("BEGIN:VCARD\r\n");
@@ -229,7 +263,11 @@ fn write_card(contact: &Contact, before: &[Line]) -> String {
 }
 
 fn escape(value: &str) -> String {
-    value.replace('\\', "\\\\").replace(';', "\\;").replace(',', "\\,").replace('\n', "\\n")
+    value
+        .replace('\\', "\\\\")
+        .replace(';', "\\;")
+        .replace(',', "\\,")
+        .replace('\n', "\\n")
 }
 
 fn unescape(value: &str) -> String {

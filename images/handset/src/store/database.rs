@@ -35,7 +35,9 @@ impl Database {
                 connection.busy_timeout(BUSY_MAX)?;
                 match query(&connection) {
                     // The file was just made, and its schema is not there yet.
-                    Err(error) if error.to_string().starts_with("no such table") => Ok(T::default()),
+                    Err(error) if error.to_string().starts_with("no such table") => {
+                        Ok(T::default())
+                    }
                     other => other,
                 }
             })
@@ -79,7 +81,12 @@ impl Database {
 
     fn keep_aside(&self) -> Result<String> {
         let fail = |source| StoreError::io(self.what, source);
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = self
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let kept = (1..1000)
             .map(|number| format!("{name}.damaged-{number}"))
             .find(|candidate| !self.path.with_file_name(candidate).exists())
@@ -99,7 +106,9 @@ impl Database {
     fn error(&self, source: rusqlite::Error) -> StoreError {
         let what = self.what;
         match source.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged { what },
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                StoreError::Damaged { what }
+            }
             Some(ErrorCode::DiskFull) => StoreError::Full { what },
             _ => StoreError::Database { what, source },
         }

@@ -25,10 +25,17 @@ impl Store {
             let entry = entry.map_err(fail)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // An entry that vanished meanwhile is not shown.
-            let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
+            let Ok(metadata) = std::fs::metadata(entry.path()) else {
+                continue;
+            };
             if !name.starts_with('.') {
                 let is_folder = metadata.is_dir();
-                entries.push(Entry { path: entry.path(), name, is_folder, bytes: metadata.len() });
+                entries.push(Entry {
+                    path: entry.path(),
+                    name,
+                    is_folder,
+                    bytes: metadata.len(),
+                });
             }
         }
         entries.sort_by_key(|e| (!e.is_folder, e.name.to_lowercase(), e.path.clone()));
@@ -44,7 +51,11 @@ impl Store {
 pub(super) fn read_text(path: &Path, bytes_max: u64, what: &'static str) -> Result<String> {
     let fail = |source| StoreError::io(what, source);
     let mut bytes = Vec::new();
-    File::open(path).map_err(fail)?.take(bytes_max).read_to_end(&mut bytes).map_err(fail)?;
+    File::open(path)
+        .map_err(fail)?
+        .take(bytes_max)
+        .read_to_end(&mut bytes)
+        .map_err(fail)?;
     Ok(match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
@@ -52,7 +63,11 @@ pub(super) fn read_text(path: &Path, bytes_max: u64, what: &'static str) -> Resu
 }
 
 /// Files of a folder with an extension, by name; none when the folder is missing.
-pub(super) fn with_extension(folder: &Path, extension: &str, what: &'static str) -> Result<Vec<PathBuf>> {
+pub(super) fn with_extension(
+    folder: &Path,
+    extension: &str,
+    what: &'static str,
+) -> Result<Vec<PathBuf>> {
     let fail = |source| StoreError::io(what, source);
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -61,7 +76,9 @@ pub(super) fn with_extension(folder: &Path, extension: &str, what: &'static str)
     let mut paths = Vec::new();
     for entry in entries.take(ENTRIES_MAX) {
         let path = entry.map_err(fail)?.path();
-        let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
+        let hidden = path
+            .file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with('.'));
         if !hidden && path.extension().is_some_and(|e| e == extension) {
             paths.push(path);
         }

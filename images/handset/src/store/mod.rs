@@ -30,15 +30,23 @@ pub enum StoreError {
     #[error("The {what} was damaged. A copy is kept as {kept}.")]
     Replaced { what: &'static str, kept: String },
     #[error("Could not access {what}: {source}")]
-    Io { what: &'static str, source: std::io::Error },
+    Io {
+        what: &'static str,
+        source: std::io::Error,
+    },
     #[error("Could not access {what}: {source}")]
-    Database { what: &'static str, source: rusqlite::Error },
+    Database {
+        what: &'static str,
+        source: rusqlite::Error,
+    },
 }
 
 impl StoreError {
     fn io(what: &'static str, source: std::io::Error) -> Self {
         match source.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::Full { what },
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::Full { what }
+            }
             _ => Self::Io { what, source },
         }
     }
@@ -60,7 +68,10 @@ pub struct Store {
 
 impl Store {
     pub fn new(home: impl Into<PathBuf>, sources: Sources) -> Self {
-        Self { home: home.into(), sources }
+        Self {
+            home: home.into(),
+            sources,
+        }
     }
 
     pub fn home(&self) -> &Path {
@@ -73,10 +84,16 @@ impl Store {
 
     /// Folders whose changes matter to some screen; they may not exist yet.
     pub fn watched(&self) -> Vec<PathBuf> {
-        [notes::FOLDER, contacts::FOLDER, calls::FOLDER, chatty::FOLDER, settings::FOLDER]
-            .iter()
-            .map(|folder| self.home.join(folder))
-            .collect()
+        [
+            notes::FOLDER,
+            contacts::FOLDER,
+            calls::FOLDER,
+            chatty::FOLDER,
+            settings::FOLDER,
+        ]
+        .iter()
+        .map(|folder| self.home.join(folder))
+        .collect()
     }
 }
 
@@ -99,6 +116,10 @@ pub fn same_number(a: &str, b: &str) -> bool {
     if a == b {
         return !a.is_empty();
     }
-    let tail = |n: &str| n.len().checked_sub(SIGNIFICANT).map(|at| n[at..].to_owned());
+    let tail = |n: &str| {
+        n.len()
+            .checked_sub(SIGNIFICANT)
+            .map(|at| n[at..].to_owned())
+    };
     matches!((tail(&a), tail(&b)), (Some(x), Some(y)) if x == y)
 }

@@ -22,7 +22,12 @@ impl Store {
         paths.sort_by_key(|path| (std::cmp::Reverse(number_of(path)), path.clone()));
         paths
             .into_iter()
-            .map(|path| Ok(Note { text: files::read_text(&path, TEXT_BYTES_MAX, WHAT)?, path }))
+            .map(|path| {
+                Ok(Note {
+                    text: files::read_text(&path, TEXT_BYTES_MAX, WHAT)?,
+                    path,
+                })
+            })
             .collect()
     }
 
@@ -43,7 +48,10 @@ impl Store {
             .filter_map(|path| number_of(path))
             .max()
             .unwrap_or(0);
-        folder.join(format!("Note {}.txt", last.saturating_add(1).min(NOTES_MAX)))
+        folder.join(format!(
+            "Note {}.txt",
+            last.saturating_add(1).min(NOTES_MAX)
+        ))
     }
 
     pub fn save_note(&self, path: &Path, text: &str) -> Result<()> {
@@ -52,7 +60,9 @@ impl Store {
 
     pub fn delete_note(&self, path: &Path) -> Result<()> {
         match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io(WHAT, error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(StoreError::io(WHAT, error))
+            }
             _ => Ok(()),
         }
     }

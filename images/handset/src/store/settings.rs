@@ -31,13 +31,20 @@ pub struct Values {
 impl Values {
     /// The value of `key`, or an empty text.
     pub fn get(&self, key: &str) -> &str {
-        self.lines.iter().find_map(|line| value_of(line, key)).unwrap_or("")
+        self.lines
+            .iter()
+            .find_map(|line| value_of(line, key))
+            .unwrap_or("")
     }
 
     /// Sets `key`; line breaks in the value become blanks.
     pub fn set(&mut self, key: &str, value: &str) {
         let line = format!("{key}={}", value.replace(['\n', '\r'], " "));
-        match self.lines.iter_mut().find(|line| value_of(line, key).is_some()) {
+        match self
+            .lines
+            .iter_mut()
+            .find(|line| value_of(line, key).is_some())
+        {
             Some(old) => *old = line,
             None => self.lines.push(line),
         }
@@ -47,7 +54,11 @@ impl Values {
 fn value_of<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let (name, value) = line.split_once('=')?;
     // Blanks belong to a value (a password may end in one) unless the file is written "key = value".
-    let value = if name.ends_with(' ') { value.strip_prefix(' ').unwrap_or(value) } else { value };
+    let value = if name.ends_with(' ') {
+        value.strip_prefix(' ').unwrap_or(value)
+    } else {
+        value
+    };
     (name.trim() == key).then_some(value)
 }
 
@@ -58,7 +69,9 @@ impl Store {
             return Ok(Values::default());
         }
         let text = files::read_text(&path, TEXT_BYTES_MAX, WHAT)?;
-        Ok(Values { lines: text.lines().map(str::to_owned).collect() })
+        Ok(Values {
+            lines: text.lines().map(str::to_owned).collect(),
+        })
     }
 
     /// Replaces the file. It holds passwords, so only its owner may read it.

@@ -57,7 +57,11 @@ impl<'a> Ui<'a> {
     pub fn target(&mut self, name: &str, area: Rect, action: Action) {
         let area = area.intersect(&self.scene.clip());
         if !area.is_empty() {
-            self.targets.push(Target { name: format!("{}.{name}", self.screen), area, action });
+            self.targets.push(Target {
+                name: format!("{}.{name}", self.screen),
+                area,
+                action,
+            });
         }
     }
 
@@ -94,7 +98,14 @@ impl<'a> Ui<'a> {
     }
 
     /// Several lines from the area's top; gives the height used.
-    pub fn paragraph(&mut self, area: Rect, align: Align, style: Style, color: Color, text: &str) -> i32 {
+    pub fn paragraph(
+        &mut self,
+        area: Rect,
+        align: Align,
+        style: Style,
+        color: Color,
+        text: &str,
+    ) -> i32 {
         let mut y = area.y;
         for range in self.fonts.wrap(style, text, area.w) {
             let line = rect(area.x, y, area.w, style.line());
@@ -106,13 +117,20 @@ impl<'a> Ui<'a> {
 
     /// A white card with a soft shadow.
     pub fn card(&mut self, area: Rect) {
-        self.scene.add(area, Shape::Shadow { radius: theme::RADIUS });
+        self.scene.add(
+            area,
+            Shape::Shadow {
+                radius: theme::RADIUS,
+            },
+        );
         self.round(area, theme::RADIUS, theme::SURFACE);
     }
 
     /// A circle with the initial of a name, coloured by the name.
     pub fn avatar(&mut self, center: (i32, i32), side: i32, name: &str) {
-        let sum = name.bytes().fold(7u32, |sum, b| sum.wrapping_mul(31).wrapping_add(u32::from(b)));
+        let sum = name.bytes().fold(7u32, |sum, b| {
+            sum.wrapping_mul(31).wrapping_add(u32::from(b))
+        });
         let color = theme::AVATARS[(sum % theme::AVATARS.len() as u32) as usize];
         let area = rect(center.0 - side / 2, center.1 - side / 2, side, side);
         self.round(area, side / 2, color);
@@ -151,7 +169,14 @@ impl<'a> Ui<'a> {
     }
 
     /// An icon button at a title bar's right end; `slot` counts from the right.
-    pub fn bar_icon(&mut self, body: Rect, slot: i32, name: &'static str, icon: Icon, color: Color) {
+    pub fn bar_icon(
+        &mut self,
+        body: Rect,
+        slot: i32,
+        name: &'static str,
+        icon: Icon,
+        color: Color,
+    ) {
         let area = rect(body.right() - 52 - slot * 50, body.y + 4, 48, 48);
         self.touch_round(name, area, Action::Press(name));
         self.icon(area.center(), 22, icon, color);
@@ -162,9 +187,19 @@ impl<'a> Ui<'a> {
         let w = self.fonts.width(theme::BODY_STRONG, label) + 32;
         let area = rect(body.right() - w - 12, body.y + 8, w, 40);
         let action = Action::Press(name);
-        let color = if self.is_pressed(&action) { theme::PRIMARY_PRESSED } else { theme::PRIMARY };
+        let color = if self.is_pressed(&action) {
+            theme::PRIMARY_PRESSED
+        } else {
+            theme::PRIMARY
+        };
         self.round(area, 20, color);
-        self.text(area, Align::Center, theme::BODY_STRONG, theme::ON_COLOR, label);
+        self.text(
+            area,
+            Align::Center,
+            theme::BODY_STRONG,
+            theme::ON_COLOR,
+            label,
+        );
         self.target(name, area.inset(-4, -2), action);
     }
 
@@ -177,10 +212,21 @@ impl<'a> Ui<'a> {
     }
 
     /// A filled round button with an icon.
-    pub fn round_button(&mut self, name: &'static str, center: (i32, i32), side: i32, icon: Icon, colors: (Color, Color)) {
+    pub fn round_button(
+        &mut self,
+        name: &'static str,
+        center: (i32, i32),
+        side: i32,
+        icon: Icon,
+        colors: (Color, Color),
+    ) {
         let area = rect(center.0 - side / 2, center.1 - side / 2, side, side);
         let action = Action::Press(name);
-        let color = if self.is_pressed(&action) { colors.1 } else { colors.0 };
+        let color = if self.is_pressed(&action) {
+            colors.1
+        } else {
+            colors.0
+        };
         self.round(area, side / 2, color);
         self.icon(center, side * 44 / 100, icon, theme::ON_COLOR);
         let grow = ((TOUCH_MIN - side) / 2).max(0);
@@ -189,20 +235,39 @@ impl<'a> Ui<'a> {
 
     /// The button that makes something new, floating over a list.
     pub fn floating_button(&mut self, body: Rect, name: &'static str, icon: Icon) {
-        let area = rect(body.right() - 56 - MARGIN, body.bottom() - 56 - MARGIN, 56, 56);
+        let area = rect(
+            body.right() - 56 - MARGIN,
+            body.bottom() - 56 - MARGIN,
+            56,
+            56,
+        );
         self.scene.add(area, Shape::Shadow { radius: 18 });
         let action = Action::Press(name);
-        let color = if self.is_pressed(&action) { theme::PRIMARY_PRESSED } else { theme::PRIMARY };
+        let color = if self.is_pressed(&action) {
+            theme::PRIMARY_PRESSED
+        } else {
+            theme::PRIMARY
+        };
         self.round(area, 18, color);
         self.icon(area.center(), 26, icon, theme::ON_COLOR);
         self.target(name, area, action);
     }
 
     /// A wide button.
-    pub fn button(&mut self, area: Rect, name: &'static str, label: &str, colors: (Color, Color, Color)) {
+    pub fn button(
+        &mut self,
+        area: Rect,
+        name: &'static str,
+        label: &str,
+        colors: (Color, Color, Color),
+    ) {
         let action = Action::Press(name);
         let (normal, pressed, ink) = colors;
-        let color = if self.is_pressed(&action) { pressed } else { normal };
+        let color = if self.is_pressed(&action) {
+            pressed
+        } else {
+            normal
+        };
         self.round(area, area.h.min(48) / 2, color);
         self.text(area, Align::Center, theme::BODY_STRONG, ink, label);
         self.target(name, area, action);
@@ -247,10 +312,26 @@ impl<'a> Ui<'a> {
         let x = area.x + MARGIN + 44 + 14;
         let note_w = self.fonts.width(theme::CAPTION, note);
         let right = area.right() - MARGIN;
-        let first = if second.is_empty() { rect(x, area.y, right - x, area.h) } else { rect(x, middle - 23, right - x - note_w - 8, 22) };
+        let first = if second.is_empty() {
+            rect(x, area.y, right - x, area.h)
+        } else {
+            rect(x, middle - 23, right - x - note_w - 8, 22)
+        };
         self.text(first, Align::Left, theme::BODY_STRONG, theme::TEXT, who);
-        self.text(rect(x, middle, right - x, 22), Align::Left, theme::SECOND, theme::TEXT_SECONDARY, second);
-        self.text(rect(right - note_w, middle - 23, note_w, 22), Align::Right, theme::CAPTION, theme::TEXT_FAINT, note);
+        self.text(
+            rect(x, middle, right - x, 22),
+            Align::Left,
+            theme::SECOND,
+            theme::TEXT_SECONDARY,
+            second,
+        );
+        self.text(
+            rect(right - note_w, middle - 23, note_w, 22),
+            Align::Right,
+            theme::CAPTION,
+            theme::TEXT_FAINT,
+            note,
+        );
     }
 
     /// What an empty list says.
@@ -262,19 +343,52 @@ impl<'a> Ui<'a> {
         let line = rect(area.x + 32, y + 36, area.w - 64, 24);
         self.text(line, Align::Center, theme::TITLE, theme::TEXT, title);
         let hint_area = rect(area.x + 48, y + 66, area.w - 96, 60);
-        self.paragraph(hint_area, Align::Center, theme::SECOND, theme::TEXT_SECONDARY, hint);
+        self.paragraph(
+            hint_area,
+            Align::Center,
+            theme::SECOND,
+            theme::TEXT_SECONDARY,
+            hint,
+        );
     }
 
     /// A labelled one-line text field of height [`FIELD`].
-    pub fn field(&mut self, area: Rect, index: usize, label: &str, field: &Field, focused: bool, masked: bool) {
+    pub fn field(
+        &mut self,
+        area: Rect,
+        index: usize,
+        label: &str,
+        field: &Field,
+        focused: bool,
+        masked: bool,
+    ) {
         let area = rect(area.x, area.y, area.w, FIELD - 8);
-        let edge = if focused { theme::PRIMARY } else { theme::OUTLINE };
+        let edge = if focused {
+            theme::PRIMARY
+        } else {
+            theme::OUTLINE
+        };
         self.round(area, 12, edge);
         let thick = if focused { 2 } else { 1 };
         self.round(area.inset(thick, thick), 12 - thick, theme::SURFACE);
-        let ink = if focused { theme::PRIMARY } else { theme::TEXT_SECONDARY };
-        self.text(rect(area.x + 14, area.y + 7, area.w - 28, 16), Align::Left, theme::CAPTION, ink, label);
-        self.line_of_text(rect(area.x + 14, area.y + 25, area.w - 28, 24), field, focused, masked);
+        let ink = if focused {
+            theme::PRIMARY
+        } else {
+            theme::TEXT_SECONDARY
+        };
+        self.text(
+            rect(area.x + 14, area.y + 7, area.w - 28, 16),
+            Align::Left,
+            theme::CAPTION,
+            ink,
+            label,
+        );
+        self.line_of_text(
+            rect(area.x + 14, area.y + 25, area.w - 28, 24),
+            field,
+            focused,
+            masked,
+        );
         let name = format!("field.{}", label.to_lowercase().replace(' ', "_"));
         self.target(&name, area, Action::Focus(index));
     }
@@ -282,7 +396,13 @@ impl<'a> Ui<'a> {
     /// A field's text and cursor in one line; the end near the cursor shows when it is too long.
     pub fn line_of_text(&mut self, area: Rect, field: &Field, focused: bool, masked: bool) {
         let style = theme::BODY;
-        let shown = |text: &str| if masked { "•".repeat(text.chars().count()) } else { text.to_owned() };
+        let shown = |text: &str| {
+            if masked {
+                "•".repeat(text.chars().count())
+            } else {
+                text.to_owned()
+            }
+        };
         let before = shown(&field.text()[..field.cursor()]);
         let at = self.fonts.width(style, &before);
         let shift = (at + 2 - area.w).max(0);
@@ -292,10 +412,20 @@ impl<'a> Ui<'a> {
         if !text.is_empty() {
             let w = self.fonts.width(style, &text);
             let bounds = rect(area.x - shift, baseline - style.ascent(), w, style.line());
-            self.scene.add(bounds, Shape::Text { text, style, color: theme::TEXT });
+            self.scene.add(
+                bounds,
+                Shape::Text {
+                    text,
+                    style,
+                    color: theme::TEXT,
+                },
+            );
         }
         if focused {
-            self.fill(rect(area.x + at - shift, baseline - 14, 2, 19), theme::PRIMARY);
+            self.fill(
+                rect(area.x + at - shift, baseline - 14, 2, 19),
+                theme::PRIMARY,
+            );
         }
         self.scene.pop_clip();
     }

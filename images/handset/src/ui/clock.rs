@@ -12,7 +12,8 @@ pub struct Clock {
 impl Clock {
     fn local(&self, unix_s: i64) -> OffsetDateTime {
         let at = OffsetDateTime::from_unix_timestamp(unix_s).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        let offset = UtcOffset::from_whole_seconds(self.offset_minutes * 60).unwrap_or(UtcOffset::UTC);
+        let offset =
+            UtcOffset::from_whole_seconds(self.offset_minutes * 60).unwrap_or(UtcOffset::UTC);
         at.to_offset(offset)
     }
 

@@ -16,7 +16,11 @@ pub struct Field {
 
 impl Field {
     pub fn new(text: &str) -> Self {
-        Self { text: text.to_owned(), cursor: text.len(), edited: false }
+        Self {
+            text: text.to_owned(),
+            cursor: text.len(),
+            edited: false,
+        }
     }
 
     pub fn text(&self) -> &str {
@@ -33,16 +37,28 @@ impl Field {
 
     /// Replaces the text from outside; the cursor stays where it was, as far as the text reaches.
     pub fn set(&mut self, text: &str) {
-        let mut cursor = if self.cursor == self.text.len() { text.len() } else { self.cursor.min(text.len()) };
+        let mut cursor = if self.cursor == self.text.len() {
+            text.len()
+        } else {
+            self.cursor.min(text.len())
+        };
         while !text.is_char_boundary(cursor) {
             cursor -= 1;
         }
-        *self = Self { text: text.to_owned(), cursor, edited: false };
+        *self = Self {
+            text: text.to_owned(),
+            cursor,
+            edited: false,
+        };
     }
 
     /// Replaces the text as an edit by the user.
     pub fn replace(&mut self, text: &str) {
-        *self = Self { text: text.to_owned(), cursor: text.len(), edited: true };
+        *self = Self {
+            text: text.to_owned(),
+            cursor: text.len(),
+            edited: true,
+        };
     }
 
     /// Takes the text as saved.

@@ -29,9 +29,18 @@ struct Layout {
 }
 
 const LAYOUTS: [Layout; 3] = [
-    Layout { label: "English", rows: ["qwertyuiop", "asdfghjkl", "zxcvbnm"] },
-    Layout { label: "Deutsch", rows: ["qwertzuiopü", "asdfghjklöä", "yxcvbnmß"] },
-    Layout { label: "Русский", rows: ["йцукенгшщзх", "фывапролджэ", "ячсмитьбю"] },
+    Layout {
+        label: "English",
+        rows: ["qwertyuiop", "asdfghjkl", "zxcvbnm"],
+    },
+    Layout {
+        label: "Deutsch",
+        rows: ["qwertzuiopü", "asdfghjklöä", "yxcvbnmß"],
+    },
+    Layout {
+        label: "Русский",
+        rows: ["йцукенгшщзх", "фывапролджэ", "ячсмитьбю"],
+    },
 ];
 const SIGNS: [&str; 3] = ["1234567890", "@#€_&-+()/", "=*\"':;!?"];
 
@@ -71,8 +80,17 @@ impl Keyboard {
 
     pub fn draw(&self, ui: &mut Ui<'_>, area: Rect) {
         ui.fill(area, theme::KEYBOARD);
-        let rows = if self.signs { SIGNS } else { LAYOUTS[self.layout].rows };
-        let widest = rows.iter().map(|row| row.chars().count() as i32).max().unwrap_or(10).max(10);
+        let rows = if self.signs {
+            SIGNS
+        } else {
+            LAYOUTS[self.layout].rows
+        };
+        let widest = rows
+            .iter()
+            .map(|row| row.chars().count() as i32)
+            .max()
+            .unwrap_or(10)
+            .max(10);
         // Letter keys share the width in sixteenths of a dp, so that rounding does not add up.
         let unit = (area.w - 8) * 16 / widest;
         for (index, row) in rows.iter().enumerate() {
@@ -86,7 +104,11 @@ impl Keyboard {
                 if self.signs {
                     self.letter(ui, left, '%');
                 } else {
-                    let icon = if self.shifted { Icon::ShiftOn } else { Icon::Shift };
+                    let icon = if self.shifted {
+                        Icon::ShiftOn
+                    } else {
+                        Icon::Shift
+                    };
                     self.special(ui, left, Cap::Shift, icon, "shift");
                 }
                 self.special(ui, right, Cap::Backspace, Icon::Backspace, "backspace");
@@ -104,13 +126,23 @@ impl Keyboard {
         let y = area.y + 4 + 3 * ROW;
         let at = |from: i32, to: i32| {
             let w = area.w - 8;
-            key_area((area.x + 4 + w * from / 100) * 16, w * (to - from) / 100 * 16, y)
+            key_area(
+                (area.x + 4 + w * from / 100) * 16,
+                w * (to - from) / 100 * 16,
+                y,
+            )
         };
         let page = if self.signs { "ABC" } else { "?123" };
         self.word(ui, at(0, 14), Cap::Page, page, "page");
         self.special(ui, at(14, 26), Cap::Language, Icon::Globe, "language");
         self.letter(ui, at(26, 36), ',');
-        self.word(ui, at(36, 73), Cap::Space, LAYOUTS[self.layout].label, "space");
+        self.word(
+            ui,
+            at(36, 73),
+            Cap::Space,
+            LAYOUTS[self.layout].label,
+            "space",
+        );
         self.letter(ui, at(73, 83), '.');
         self.special(ui, at(83, 100), Cap::Enter, Icon::Enter, "enter");
     }
@@ -120,19 +152,41 @@ impl Keyboard {
         let pressed = ui.is_pressed(&action);
         let cap = area.inset(2, 4);
         ui.round(rect(cap.x, cap.y + 1, cap.w, cap.h), 7, theme::KEY_EDGE);
-        ui.round(cap, 7, if pressed { theme::KEY_PRESSED } else { theme::SURFACE });
+        ui.round(
+            cap,
+            7,
+            if pressed {
+                theme::KEY_PRESSED
+            } else {
+                theme::SURFACE
+            },
+        );
         let mut text = [0; 4];
-        ui.text(cap, Align::Center, theme::KEYCAP, theme::TEXT, c.encode_utf8(&mut text));
+        ui.text(
+            cap,
+            Align::Center,
+            theme::KEYCAP,
+            theme::TEXT,
+            c.encode_utf8(&mut text),
+        );
         ui.target(&format!("key.{c}"), area, action);
     }
 
     fn special(&self, ui: &mut Ui<'_>, area: Rect, cap: Cap, icon: Icon, name: &str) {
-        let color = if self.back(ui, area, cap, name) { theme::ON_COLOR } else { theme::TEXT };
+        let color = if self.back(ui, area, cap, name) {
+            theme::ON_COLOR
+        } else {
+            theme::TEXT
+        };
         ui.icon(area.center(), 21, icon, color);
     }
 
     fn word(&self, ui: &mut Ui<'_>, area: Rect, cap: Cap, label: &str, name: &str) {
-        let color = if self.back(ui, area, cap, name) { theme::ON_COLOR } else { theme::TEXT_SECONDARY };
+        let color = if self.back(ui, area, cap, name) {
+            theme::ON_COLOR
+        } else {
+            theme::TEXT_SECONDARY
+        };
         ui.text(area.inset(2, 4), Align::Center, theme::LABEL, color, label);
     }
 

@@ -32,8 +32,14 @@ pub enum Key {
 /// One input to the core. Touch positions are in dp.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    Down { x: i32, y: i32 },
-    Move { x: i32, y: i32 },
+    Down {
+        x: i32,
+        y: i32,
+    },
+    Move {
+        x: i32,
+        y: i32,
+    },
     Up,
     Key(Key),
     /// The wall clock was looked at.

@@ -117,7 +117,8 @@ impl Shell {
         for view in parked {
             self.views.push(view);
             self.save_top();
-            self.parked.extend(self.views.pop().filter(|view| view.unsaved()));
+            self.parked
+                .extend(self.views.pop().filter(|view| view.unsaved()));
         }
         self.views = current;
         self.lay_out();
@@ -180,7 +181,9 @@ impl Shell {
     /// Runs `work` on the top view, then goes where it says.
     fn with_view(&mut self, work: impl FnOnce(&mut dyn View, &mut Context<'_>) -> Go) {
         let body = self.view_body();
-        let Some(view) = self.views.last_mut() else { return };
+        let Some(view) = self.views.last_mut() else {
+            return;
+        };
         let mut cx = Context {
             store: &self.store,
             fonts: &self.fonts,
@@ -210,7 +213,8 @@ impl Shell {
                 self.drop_views(1);
                 self.views.push(screens::open(app));
                 let waiting = self.parked.iter().position(|view| view.app() == Some(app));
-                self.views.extend(waiting.map(|index| self.parked.remove(index)));
+                self.views
+                    .extend(waiting.map(|index| self.parked.remove(index)));
             }
         }
         if self.views.len() > DEPTH_MAX {
@@ -240,14 +244,27 @@ impl Shell {
             self.up();
             self.lay_out();
         }
-        let hit = self.targets.iter().rev().find(|target| target.area.contains(x, y));
+        let hit = self
+            .targets
+            .iter()
+            .rev()
+            .find(|target| target.area.contains(x, y));
         let action = hit.map(|target| target.action.clone());
-        self.touch = Some(Touch { start: (x, y), last: (x, y), action, drag: None, moved: false });
+        self.touch = Some(Touch {
+            start: (x, y),
+            last: (x, y),
+            action,
+            drag: None,
+            moved: false,
+        });
     }
 
     fn moved(&mut self, x: i32, y: i32) {
         let body = self.body();
-        let from_end = self.views.last().is_some_and(|view| view.scrolls_from_end());
+        let from_end = self
+            .views
+            .last()
+            .is_some_and(|view| view.scrolls_from_end());
         let offset = self.views.last_mut().and_then(|view| view.scroll());
         let Some(touch) = &mut self.touch else { return };
         touch.last = (x, y);
@@ -256,7 +273,10 @@ impl Shell {
             touch.moved = true;
         }
         let Some(offset) = offset else { return };
-        if touch.drag.is_none() && dy.abs() > DRAG_MIN && body.contains(touch.start.0, touch.start.1) {
+        if touch.drag.is_none()
+            && dy.abs() > DRAG_MIN
+            && body.contains(touch.start.0, touch.start.1)
+        {
             touch.drag = Some(*offset);
             touch.action = None;
         }
@@ -267,7 +287,9 @@ impl Shell {
     }
 
     fn up(&mut self) {
-        let Some(touch) = self.touch.take() else { return };
+        let Some(touch) = self.touch.take() else {
+            return;
+        };
         let (x, y) = touch.last;
         if touch.drag.is_some() {
             return;
@@ -275,7 +297,11 @@ impl Shell {
         if touch.start.1 >= self.size.1 - NAVIGATION && touch.start.1 - y > SWIPE_HOME {
             return self.go(Go::Home);
         }
-        let hit = self.targets.iter().rev().find(|target| target.area.contains(x, y));
+        let hit = self
+            .targets
+            .iter()
+            .rev()
+            .find(|target| target.area.contains(x, y));
         let action = hit.map(|target| target.action.clone());
         if action == touch.action {
             if let Some(action) = action {
@@ -332,7 +358,11 @@ impl Shell {
         }
         self.with_view(|view, cx| {
             let taken = view.focus().is_some_and(|field| field.key(key));
-            if taken { view.edited(cx) } else { view.key(key, cx) }
+            if taken {
+                view.edited(cx)
+            } else {
+                view.key(key, cx)
+            }
         });
     }
 
@@ -374,7 +404,9 @@ impl Shell {
             overflow: 0,
             screen: "",
         };
-        let Some(view) = self.views.last() else { return ui };
+        let Some(view) = self.views.last() else {
+            return ui;
+        };
         let backdrop = view.backdrop();
         match backdrop {
             Backdrop::Light => ui.fill(rect(0, 0, w, h), theme::BACKGROUND),
@@ -400,7 +432,11 @@ impl Shell {
 
     fn draw_status(&self, ui: &mut Ui<'_>, backdrop: Backdrop) {
         let w = self.size.0;
-        let ink = if backdrop == Backdrop::Light { theme::TEXT } else { theme::ON_COLOR };
+        let ink = if backdrop == Backdrop::Light {
+            theme::TEXT
+        } else {
+            theme::ON_COLOR
+        };
         let middle = STATUS / 2 + 1;
         let line = rect(18, 2, w - 36, STATUS - 2);
         let time = self.clock.time();
@@ -424,17 +460,34 @@ impl Shell {
             ui.fill(area, theme::KEYBOARD);
         }
         ui.screen = "nav";
-        let ink = if backdrop == Backdrop::Light { theme::TEXT } else { theme::ON_COLOR };
+        let ink = if backdrop == Backdrop::Light {
+            theme::TEXT
+        } else {
+            theme::ON_COLOR
+        };
         let home = rect(w / 2 - 70, area.y, 140, area.h);
-        let wide = if ui.is_pressed(&Action::Home) { 72 } else { 112 };
-        ui.round(rect(w / 2 - wide / 2, area.y + area.h / 2 + 5, wide, 5), 2, ink.with_alpha(200));
+        let wide = if ui.is_pressed(&Action::Home) {
+            72
+        } else {
+            112
+        };
+        ui.round(
+            rect(w / 2 - wide / 2, area.y + area.h / 2 + 5, wide, 5),
+            2,
+            ink.with_alpha(200),
+        );
         ui.target("home", home, Action::Home);
         if self.views.len() > 1 {
             let back = rect(8, area.y, 64, area.h);
             if ui.is_pressed(&Action::Back) {
                 ui.round(back.inset(10, 3), 19, ink.with_alpha(40));
             }
-            ui.icon((back.x + 32, area.y + area.h / 2 + 3), 22, Icon::Back, ink.with_alpha(220));
+            ui.icon(
+                (back.x + 32, area.y + area.h / 2 + 3),
+                22,
+                Icon::Back,
+                ink.with_alpha(220),
+            );
             ui.target("back", back, Action::Back);
         }
     }
@@ -445,7 +498,12 @@ impl Shell {
         let (lines, height) = (self.banner_lines(text), self.banner_height(text));
         let area = rect(theme::GAP, body.y + 4, body.w - 2 * theme::GAP, height);
         ui.round(area, 14, theme::AMBER_SOFT);
-        ui.icon((area.x + 24, area.y + height / 2), 20, Icon::Warning, theme::AMBER_TEXT);
+        ui.icon(
+            (area.x + 24, area.y + height / 2),
+            20,
+            Icon::Warning,
+            theme::AMBER_TEXT,
+        );
         let top = area.y + (height - lines * theme::LABEL.line()) / 2;
         let words = rect(area.x + 46, top, inner, height);
         ui.scene.push_clip(area);

@@ -28,10 +28,16 @@ pub fn draw(ui: &mut Ui<'_>, area: Rect, text: &str, cursor: Option<usize>) {
         let line = &text[range.clone()];
         if !line.is_empty() {
             let bounds = rect(area.x, y, ui.fonts.width(STYLE, line), STYLE.line());
-            let shape = Shape::Text { text: line.to_owned(), style: STYLE, color: theme::TEXT };
+            let shape = Shape::Text {
+                text: line.to_owned(),
+                style: STYLE,
+                color: theme::TEXT,
+            };
             ui.scene.add(bounds, shape);
         }
-        let next = lines.get(index + 1).map_or(text.len() + 1, |next| next.start);
+        let next = lines
+            .get(index + 1)
+            .map_or(text.len() + 1, |next| next.start);
         if cursor.is_some_and(|at| at >= range.start && at < next) {
             let at = cursor.unwrap_or(0).min(range.end);
             let x = area.x + ui.fonts.width(STYLE, &text[range.start..at]);
@@ -42,10 +48,18 @@ pub fn draw(ui: &mut Ui<'_>, area: Rect, text: &str, cursor: Option<usize>) {
 }
 
 /// The text offset under a point, for text drawn in `area` scrolled by `scrolled`.
-pub fn offset_at(fonts: &Fonts, area: Rect, text: &str, scrolled: i32, (x, y): (i32, i32)) -> usize {
+pub fn offset_at(
+    fonts: &Fonts,
+    area: Rect,
+    text: &str,
+    scrolled: i32,
+    (x, y): (i32, i32),
+) -> usize {
     let lines = fonts.wrap(STYLE, text, area.w);
     let index = ((y - area.y + scrolled).div_euclid(LINE)).clamp(0, lines.len() as i32 - 1);
-    let Some(range) = lines.get(index as usize) else { return 0 };
+    let Some(range) = lines.get(index as usize) else {
+        return 0;
+    };
     range.start + fonts.offset_at(STYLE, &text[range.clone()], x - area.x)
 }
 
@@ -63,13 +77,21 @@ pub fn vertical(fonts: &Fonts, width: i32, field: &mut Field, key: Key) {
         Key::Up => line.checked_sub(1),
         _ => Some(line + 1),
     };
-    let Some(target) = other.and_then(|index| lines.get(index)) else { return };
-    let x = fonts.width(STYLE, &field.text()[lines[line].start..field.cursor().min(lines[line].end)]);
+    let Some(target) = other.and_then(|index| lines.get(index)) else {
+        return;
+    };
+    let x = fonts.width(
+        STYLE,
+        &field.text()[lines[line].start..field.cursor().min(lines[line].end)],
+    );
     let offset = target.start + fonts.offset_at(STYLE, &field.text()[target.clone()], x);
     field.move_to(offset);
 }
 
 fn cursor_line(fonts: &Fonts, width: i32, field: &Field) -> usize {
     let lines = fonts.wrap(STYLE, field.text(), width);
-    lines.iter().rposition(|range| range.start <= field.cursor()).unwrap_or(0)
+    lines
+        .iter()
+        .rposition(|range| range.start <= field.cursor())
+        .unwrap_or(0)
 }
