@@ -106,10 +106,15 @@ pub fn build(name: &str, options: &Options, progress: Progress<'_>) -> Result<Im
         fs::remove_dir_all(&target).map_err(|source| BuildError::io("remove", &target, source))?;
     }
     if !target.exists() {
-        let work = work.keep();
-        fs::rename(&work, &target).map_err(|source| BuildError::io("put in place", &target, source))?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&target, mode).map_err(|source| BuildError::io("open up", &target, source))?;
+        fs::set_permissions(work.path(), mode).map_err(|source| BuildError::io("open up", work.path(), source))?;
+        match fs::rename(work.path(), &target) {
+            // Nothing is left for it to remove.
+            Ok(()) => drop(work.keep()),
+            // Another build was faster; ours is the same, and goes.
+            Err(_) if Image::open(&target).is_ok() => {}
+            Err(source) => return Err(BuildError::io("put in place", &target, source)),
+        }
     }
     publish(&images, &published, &folder)?;
     progress(&format!("built {}", target.display()));

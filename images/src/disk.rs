@@ -9,6 +9,9 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
 use crate::tree::{Node, Tree};
 use crate::{BuildError, Result};
 
@@ -17,7 +20,6 @@ const UUID: &str = "706f6c6c-7578-4e1d-8a11-000000000001";
 const FEATURES: &str = "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,\
                         dir_nlink,extra_isize,metadata_csum";
 const JOURNAL_MIB: u32 = 4;
-const BLOCK_BYTES: usize = 4096;
 
 /// Makes `disk` of `size_mib` with the contents of `tree`. File contents are read from `base_dir`, where it is unpacked.
 pub(crate) fn make(tree: &Tree, base_dir: &Path, disk: &Path, size_mib: u32, epoch: u64) -> Result<()> {
@@ -127,30 +129,50 @@ fn run(mut command: Command, name: &str, input: &str, epoch: u64) -> Result<Stri
     Ok(complaints)
 }
 
-/// Copies a file, leaving holes where it holds nothing but zeros.
+/// Copies a file and its holes: only what holds data is read and written.
 pub(crate) fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
     let mut source = File::open(from)?;
     let mut target = fs::OpenOptions::new().write(true).create_new(true).open(to)?;
-    let mut block = vec![0; 16 * BLOCK_BYTES];
-    let mut length = 0;
-    loop {
-        let mut filled = 0;
-        while filled < block.len() {
-            match source.read(&mut block[filled..])? {
-                0 => break,
-                read => filled += read,
-            }
-        }
-        if filled == 0 {
-            break;
-        }
-        for part in block[..filled].chunks(BLOCK_BYTES) {
-            if part.iter().any(|byte| *byte != 0) {
-                target.seek(SeekFrom::Start(length))?;
-                target.write_all(part)?;
-            }
-            length += part.len() as u64;
-        }
+    let length = source.metadata()?.len();
+    let mut end = 0;
+    while let Some(start) = next(&source, end, Whence::SeekData)? {
+        end = next(&source, start, Whence::SeekHole)?.unwrap_or(length);
+        source.seek(SeekFrom::Start(start))?;
+        target.seek(SeekFrom::Start(start))?;
+        io::copy(&mut (&mut source).take(end - start), &mut target)?;
     }
     target.set_len(length)
+}
+
+/// Where the next data or hole begins at or after `offset`; `None` past the last data.
+fn next(file: &File, offset: u64, what: Whence) -> io::Result<Option<u64>> {
+    let offset = i64::try_from(offset).map_err(io::Error::other)?;
+    match lseek(file, offset, what) {
+        Ok(found) => Ok(Some(u64::try_from(found).map_err(io::Error::other)?)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_has_the_same_bytes_and_the_same_holes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        let mut file = File::create(&from).unwrap();
+        for offset in [1 << 20, 5 << 20] {
+            file.seek(SeekFrom::Start(offset)).unwrap();
+            file.write_all(b"data").unwrap();
+        }
+        file.set_len(9 << 20).unwrap();
+        copy_sparse(&from, &to).unwrap();
+        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+        assert!(to.metadata().unwrap().blocks() <= from.metadata().unwrap().blocks());
+        assert!(copy_sparse(&from, &to).is_err(), "an existing file is not overwritten");
+    }
 }
