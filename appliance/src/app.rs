@@ -15,7 +15,7 @@ use tracing::{error, info};
 
 use crate::commands::Commands;
 use crate::config::{Config, StoreBackend};
-use crate::drive::{Drive, DriveParts, GuestChanges};
+use crate::drive::{Drive, DriveParts, Leads};
 use crate::flashes::Flashes;
 use crate::http::Services;
 use crate::identity::{self, Authority, AuthorityError, Logins, Role, UserError, UserName, Users};
@@ -48,6 +48,8 @@ pub enum StartError {
     Users(#[from] UserError),
     #[error(transparent)]
     Phones(#[from] PhoneError),
+    #[error(transparent)]
+    Records(#[from] crate::records::RecordError),
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error("starting was interrupted")]
@@ -124,7 +126,7 @@ impl Appliance {
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let parts = Parts { config: &config, opened: &opened, sync_address, stop: &stop, tasks: &tasks };
-        let (services, sync_service) = parts.wire();
+        let (services, sync_service) = parts.wire()?;
 
         let connections = tls::accept(http, console_tls, stop.clone(), &tasks);
         let serving = crate::http::serve(services.clone(), http_address, connections);
@@ -191,18 +193,18 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     /// The wiring: what each part is given of the others.
-    fn wire(&self) -> (Services, SyncService) {
+    fn wire(&self) -> Result<(Services, SyncService), StartError> {
         let Parts { config, opened, .. } = self;
         let (stop, tasks) = (self.stop.clone(), self.tasks.clone());
         let store = &opened.store;
         let phones = opened.phones.clone();
         let live = Live::default();
         let origins = Table::new(store.kv.clone(), "origins");
-        let leads = GuestChanges::default();
+        let leads = Leads::default();
         let logs = PhoneLogs::new(store.log.clone(), store.kv.clone(), live.clone());
         let links = Links::new(live.clone());
-        let commands = Commands::new(logs.clone(), links.clone(), store);
-        let flashes = Flashes::new(store, &config.images, logs.clone(), phones.clone());
+        let (commands, answers) = Commands::new(logs.clone(), links.clone(), store);
+        let flashes = Flashes::new(store, &config.images);
         let twins = Twins::new(TwinsParts {
             config: config.twins.clone(),
             runtime: config.runtime(),
@@ -226,8 +228,10 @@ impl Parts<'_> {
             tasks: tasks.clone(),
             stop: stop.clone(),
         });
-        let drive = Drive::new(DriveParts {
+        let drive = Drive::open(DriveParts {
             commands: commands.clone(),
+            answers,
+            phones: phones.clone(),
             logs: logs.clone(),
             links: links.clone(),
             twins: twins.clone(),
@@ -238,12 +242,13 @@ impl Parts<'_> {
             lifetime: config.lease_lifetime,
             tasks: tasks.clone(),
             stop: stop.clone(),
-        });
+        })?;
         let quarantine = Quarantine {
             phones: phones.clone(),
             links: links.clone(),
             replays: replays.clone(),
             twins: twins.clone(),
+            drive: drive.clone(),
             live: live.clone(),
         };
         let sync = SyncService {
@@ -279,7 +284,7 @@ impl Parts<'_> {
             started_us: now_us(),
             demo: config.demo(),
         };
-        (services, sync)
+        Ok((services, sync))
     }
 }
 

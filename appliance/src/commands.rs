@@ -18,7 +18,7 @@ use sync_protocol::event::{Frame, Kind};
 use sync_protocol::limits::{CHUNKS_MESSAGE_BYTES_MAX, INPUT_FRAMES_MAX};
 use sync_protocol::wire::{self, appliance_message, command};
 use sync_protocol::{Hash, chunking};
-use tokio::sync::broadcast;
+use tokio::sync::mpsc;
 
 use crate::log::{LogError, PhoneLogs};
 use crate::records::{RecordError, Table};
@@ -26,7 +26,7 @@ use crate::sync::{Links, SendError};
 
 /// Commands of one phone that wait for their answers; beyond, help-desk must wait for the phone.
 const OUTBOX_MAX: usize = 10_000;
-/// Answers a watcher may fall behind.
+/// Answers that wait to be acted on; then the phones wait.
 const ANSWERS_MAX: usize = 256;
 
 #[derive(Debug, thiserror::Error)]
@@ -67,19 +67,15 @@ pub struct Commands {
     links: Links,
     blobs: Arc<dyn Blobs>,
     outbox: Table<Waiting>,
-    answers: broadcast::Sender<Answer>,
+    answers: mpsc::Sender<Answer>,
 }
 
 impl Commands {
-    pub fn new(logs: PhoneLogs, links: Links, store: &store::Store) -> Commands {
+    /// The receiver is given the phones' answers.
+    pub fn new(logs: PhoneLogs, links: Links, store: &store::Store) -> (Commands, mpsc::Receiver<Answer>) {
         let outbox = Table::new(store.kv.clone(), "outbox");
-        let answers = broadcast::channel(ANSWERS_MAX).0;
-        Commands { logs, links, blobs: store.blobs.clone(), outbox, answers }
-    }
-
-    /// Follows the phones' answers.
-    pub fn answers(&self) -> broadcast::Receiver<Answer> {
-        self.answers.subscribe()
+        let (answers, received) = mpsc::channel(ANSWERS_MAX);
+        (Commands { logs, links, blobs: store.blobs.clone(), outbox, answers }, received)
     }
 
     /// Logs what an operator did with keys and fingers, and hands it to the phone if it is connected. Blocks.
@@ -146,8 +142,8 @@ impl Commands {
         if asked.is_some() {
             self.outbox.delete(&key)?;
         }
-        // An error means that nobody listens.
-        let _ = self.answers.send(Answer { phone: phone.clone(), asked, result });
+        // An error means that we are stopping.
+        let _ = self.answers.blocking_send(Answer { phone: phone.clone(), asked, result });
         Ok(())
     }
 

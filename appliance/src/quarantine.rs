@@ -3,6 +3,7 @@
 //! Promises: when [`Quarantine::confine`] returns, the phone's stream is being closed and its twin stopped, and nothing but a
 //! registration is accepted from it; what it sent before stays.
 
+use crate::drive::Drive;
 use crate::identity::UserName;
 use crate::live::{Live, Notice};
 use crate::phones::{Phone, PhoneError, PhoneId, Phones, Standing, now_us};
@@ -16,6 +17,7 @@ pub struct Quarantine {
     pub links: Links,
     pub replays: Replays,
     pub twins: Twins,
+    pub drive: Drive,
     pub live: Live,
 }
 
@@ -33,6 +35,7 @@ impl Quarantine {
             self.phones.set_standing(phone, Standing::Quarantined, &or(reason, "put into quarantine"), by, now_us())?;
         // The register first: a stream that opens from now on is refused.
         self.links.close(phone, Closing::Quarantined);
+        self.drive.revoke(phone);
         self.twins.stop_soon(phone);
         self.live.tell(Notice::Phone { phone: phone.clone() });
         Ok(confined)

@@ -151,7 +151,9 @@ impl From<FlashesError> for ApiError {
         match &error {
             FlashesError::NoSuchPath { .. } | FlashesError::Ahead { .. } => ApiError::not_found(error),
             FlashesError::NoDirectory(_) | FlashesError::NoFile(_) | FlashesError::Path(_) => ApiError::invalid(error),
-            FlashesError::Image(_) | FlashesError::Parked(_) => ApiError::unavailable(error),
+            FlashesError::Image(_) | FlashesError::ImageName(_) | FlashesError::Parked(_) => {
+                ApiError::unavailable(error)
+            },
             _ => ApiError::internal(&error),
         }
     }
@@ -196,7 +198,8 @@ impl From<DriveError> for ApiError {
             DriveError::NoConflict(_) => ApiError::not_found(error),
             DriveError::Twin(error) => error.into(),
             DriveError::Command(error) => error.into(),
-            DriveError::Records(_) | DriveError::Interrupted => ApiError::internal(&error),
+            DriveError::Flash(error) => error.into(),
+            DriveError::Records(_) | DriveError::Log(_) | DriveError::Interrupted => ApiError::internal(&error),
         }
     }
 }

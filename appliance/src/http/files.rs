@@ -100,7 +100,7 @@ pub(super) async fn content(
     let wanted = Wanted::of(&services, &phone, query.as_deref().unwrap_or_default())?;
     let name = wanted.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default().to_vec();
     let flashes = services.flashes.clone();
-    let mut file = blocking(move || flashes.open(&wanted.phone, &wanted.path, wanted.position)).await?;
+    let file = blocking(move || flashes.open(&wanted.phone, &wanted.path, wanted.position)).await?;
     let size = file.size();
     let (pieces, received) = tokio::sync::mpsc::channel::<std::io::Result<bytes::Bytes>>(PIECES_AHEAD);
     // Ends when the file does, or with the next piece after the client has gone.
@@ -127,14 +127,14 @@ pub(super) async fn content(
 }
 
 struct Wanted {
-    phone: store::PhoneId,
+    phone: crate::phones::Phone,
     path: Vec<u8>,
     position: Option<u64>,
 }
 
 impl Wanted {
     fn of(services: &Services, phone: &str, query: &str) -> Result<Wanted, ApiError> {
-        let phone = services.phones.find(phone)?.id;
+        let phone = services.phones.find(phone)?;
         let path = bytes_parameter(query, "path")?.unwrap_or_else(|| b"/".to_vec());
         let position = bytes_parameter(query, "position")?
             .map(|text| std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()))

@@ -52,7 +52,7 @@ struct Keeping {
     events: broadcast::Receiver<MachineEvent>,
     flash: TwinFlash,
     /// Serves the flash; ends when the machine does.
-    server: JoinHandle<Result<(), FlashesError>>,
+    server: oneshot::Receiver<Result<(), FlashesError>>,
     /// Reads what the guest says on its console port; ends when the machine does.
     poke: JoinHandle<()>,
     feeding: CancellationToken,
@@ -260,6 +260,7 @@ impl Keeper {
         let running = Running {
             control: machine.control().clone(),
             rfb: machine.folder().rfb(),
+            flash: flash.clone(),
             width: config.width as u16,
             height: config.height as u16,
         };
@@ -279,7 +280,7 @@ impl Keeper {
             return if self.state() == TwinState::Parked { Ok(()) } else { Err(TwinError::NothingToPark) };
         };
         let folder = self.inner.parked.join(self.phone.as_str());
-        let image = keeping.flash.image_id();
+        let image = keeping.flash.image_id().to_owned();
         keeping.feeding.cancel();
         let fed = (&mut keeping.feeder).await.map_err(|_| TwinError::Stopping)?;
         let control = keeping.machine.control().clone();

@@ -24,7 +24,7 @@ use keeper::{Keeper, Request};
 pub use process::ProcessError;
 
 use crate::config::TwinsConfig;
-use crate::flashes::{Flashes, FlashesError};
+use crate::flashes::{Flashes, FlashesError, TwinFlash};
 use crate::live::Live;
 use crate::log::{LogError, PhoneLogs};
 use crate::phones::Phones;
@@ -74,6 +74,7 @@ pub struct TwinStatus {
 pub struct Running {
     pub control: Control,
     pub rfb: PathBuf,
+    pub flash: TwinFlash,
     pub width: u16,
     pub height: u16,
 }
@@ -108,7 +109,7 @@ struct Inner {
     phones: Phones,
     flashes: Flashes,
     logs: PhoneLogs,
-    leads: crate::drive::GuestChanges,
+    leads: crate::drive::Leads,
     origins: Table<KeptOrigins>,
     live: Live,
     tasks: TaskTracker,
@@ -131,7 +132,7 @@ pub struct TwinsParts {
     pub flashes: Flashes,
     pub logs: PhoneLogs,
     /// Where guests' changes go that were made while an operator drives.
-    pub leads: crate::drive::GuestChanges,
+    pub leads: crate::drive::Leads,
     pub origins: Table<KeptOrigins>,
     pub live: Live,
     pub tasks: TaskTracker,
