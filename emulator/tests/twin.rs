@@ -1,149 +1,26 @@
-//! `pollux-twin` as the appliance uses it: a process with a configuration, a control socket and an RFB socket, running the
-//! reference phone.
+//! `pollux-twin` with the reference phone on a disk of its own.
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod process;
+
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::path::Path;
+use std::process::Command;
 
-use image_builder::{GuestBinaries, Image, Options};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// Long enough for a host under load; a hanging twin fails by it.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// A screen that has not changed for so long has settled: the handset draws a reaction in a fraction of it.
-const SETTLED_MS: u64 = 1500;
-/// Where the handset has what is tapped here, at 360 x 720.
-const NOTES: (u16, u16) = (303, 626);
-const BACK: (u16, u16) = (40, 701);
+use process::{BACK, NOTES, PATIENCE, Twin, add_to_cmdline, image};
 
-/// The reference phone's image: as built, or built now.
-fn image() -> &'static Image {
-    static IMAGE: OnceLock<Image> = OnceLock::new();
-    IMAGE.get_or_init(|| {
-        let cache_dir = image_builder::cache_dir();
-        Image::latest(&cache_dir, "handset-arm64").unwrap_or_else(|_| {
-            let guest = Some(GuestBinaries::in_cache(&cache_dir));
-            let options = Options { cache_dir, guest, lock: None };
-            image_builder::build("handset-arm64", &options, &|line| println!("{line}")).expect("scripts/setup prepares what images need")
-        })
-    })
-}
-
-/// A running `pollux-twin` and one client of its control socket.
-struct Twin {
-    process: Child,
-    control: BufReader<UnixStream>,
-    folder: PathBuf,
-    requests: u64,
-    events: Vec<Value>,
-}
-
-impl Twin {
-    /// Starts the process in `folder`; `change` adjusts its configuration.
-    fn start(folder: &Path, change: impl FnOnce(&mut Value)) -> Self {
-        let image = image();
-        let cmdline = format!("{} pollux.root=/dev/vda", image.manifest().kernel_cmdline);
-        let mut config = json!({
-            "image": {"kernel": image.kernel(), "initramfs": image.initramfs(), "cmdline": cmdline},
-            "ram_mib": 256,
-            "disks": [{"path": folder.join("disk")}],
-            "console_log": folder.join("console.log"),
-            "control_socket": folder.join("control.sock"),
-            "rfb_socket": folder.join("rfb.sock"),
-        });
-        change(&mut config);
-        std::fs::write(folder.join("twin.json"), config.to_string()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pollux-twin"));
-        let mut process = command.arg("--config").arg(folder.join("twin.json")).stdout(Stdio::piped()).spawn().unwrap();
-        let mut ready = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut ready).unwrap();
-        assert_eq!(ready, "ready\n");
-        let control = UnixStream::connect(folder.join("control.sock")).unwrap();
-        control.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self { process, control: BufReader::new(control), folder: folder.into(), requests: 0, events: Vec::new() }
+/// A phone with its own disk.
+fn with_disk(folder: &Path) -> impl FnOnce(&mut Value) {
+    let disk = folder.join("disk");
+    if !disk.exists() {
+        image().copy_disk(&disk).unwrap();
     }
-
-    fn read(&mut self) -> Value {
-        let mut line = String::new();
-        self.control.read_line(&mut line).expect("an answer in time");
-        serde_json::from_str(&line).expect("a line of JSON")
-    }
-
-    /// Asks, and returns the whole reply.
-    fn ask(&mut self, mut request: Value) -> Value {
-        self.requests += 1;
-        request["id"] = self.requests.into();
-        self.control.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
-        loop {
-            let message = self.read();
-            if message.get("event").is_none() {
-                assert_eq!(message["id"], self.requests);
-                return message;
-            }
-            self.events.push(message);
-        }
-    }
-
-    /// Asks for what must succeed.
-    fn get(&mut self, request: Value) -> Value {
-        let reply = self.ask(request.clone());
-        assert!(reply.get("ok").is_some(), "{request}: {reply}; console:\n{}", self.console());
-        reply["ok"].clone()
-    }
-
-    fn console(&self) -> String {
-        std::fs::read_to_string(self.folder.join("console.log")).unwrap_or_default()
-    }
-
-    fn generation(&mut self) -> u64 {
-        self.get(json!({"op": "status"}))["generation"].as_u64().unwrap()
-    }
-
-    fn sha256(&mut self) -> String {
-        self.get(json!({"op": "screen"}))["sha256"].as_str().unwrap().into()
-    }
-
-    /// Waits until the screen goes beyond a generation, and then until it stays as it is.
-    fn changed_screen(&mut self, beyond: u64) -> String {
-        let wait = |after: u64, ms: u64| json!({"op": "screen_wait", "after_generation": after, "timeout_ms": ms});
-        let mut seen = self.get(wait(beyond, 60_000));
-        assert_eq!(seen["changed"], true, "the screen does not change; console:\n{}", self.console());
-        while seen["changed"] == true {
-            seen = self.get(wait(seen["generation"].as_u64().unwrap(), SETTLED_MS));
-        }
-        self.sha256()
-    }
-
-    /// A finger down and up.
-    fn tap(&mut self, (x, y): (u16, u16), tracking_id: u32) {
-        let down = json!([[3, 0x2f, 0], [3, 0x39, tracking_id], [3, 0x35, x], [3, 0x36, y], [1, 0x14a, 1], [3, 0, x], [3, 1, y]]);
-        let up = json!([[3, 0x2f, 0], [3, 0x39, -1], [1, 0x14a, 0]]);
-        for events in [down, up] {
-            self.get(json!({"op": "input", "device": "touch", "events": events}));
-        }
-    }
-
-    /// Waits for the process to end, and sees that it leaves no socket.
-    fn ended(mut self) -> ExitStatus {
-        let mut rest = String::new();
-        self.control.read_to_string(&mut rest).expect("it closes its socket in time");
-        let status = self.process.wait().unwrap();
-        for socket in ["control.sock", "rfb.sock"] {
-            assert!(!self.folder.join(socket).exists(), "{socket} is left behind");
-        }
-        status
-    }
-}
-
-impl Drop for Twin {
-    fn drop(&mut self) {
-        // Fails if it has ended, as it should have.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+    move |config| {
+        config["disks"] = json!([{"path": disk}]);
+        add_to_cmdline(config, "pollux.root=/dev/vda");
     }
 }
 
@@ -215,8 +92,7 @@ impl Viewer {
 #[test]
 fn a_phone_boots_is_used_saved_and_restored() {
     let dir = tempfile::tempdir().unwrap();
-    image().copy_disk(&dir.path().join("disk")).unwrap();
-    let mut twin = Twin::start(dir.path(), |_| {});
+    let mut twin = Twin::start(dir.path(), with_disk(dir.path()));
     assert_eq!(twin.get(json!({"op": "status"}))["state"], "created");
     let black = twin.sha256();
     twin.get(json!({"op": "boot"}));
@@ -246,7 +122,10 @@ fn a_phone_boots_is_used_saved_and_restored() {
     assert!(twin.ended().success());
 
     // Another process takes it up where it was saved, the finger still on its way.
-    let mut twin = Twin::start(dir.path(), |config| config["restore"] = json!(saved));
+    let mut twin = Twin::start(dir.path(), |config| {
+        with_disk(dir.path())(config);
+        config["restore"] = json!(saved);
+    });
     let restored = twin.get(json!({"op": "status"}));
     assert_eq!((&restored["state"], &restored["guest_uptime_ms"]), (&json!("paused"), &paused["guest_uptime_ms"]));
     assert_eq!(twin.sha256(), notes);
@@ -261,8 +140,7 @@ fn a_phone_boots_is_used_saved_and_restored() {
 #[test]
 fn a_viewer_sees_and_touches_the_phone() {
     let dir = tempfile::tempdir().unwrap();
-    image().copy_disk(&dir.path().join("disk")).unwrap();
-    let mut twin = Twin::start(dir.path(), |_| {});
+    let mut twin = Twin::start(dir.path(), with_disk(dir.path()));
     let mut viewer = Viewer::connect(&dir.path().join("rfb.sock"));
     twin.get(json!({"op": "boot"}));
     viewer.request(false);
@@ -290,7 +168,6 @@ fn a_kernel_panic_is_reported_with_its_message() {
     let dir = tempfile::tempdir().unwrap();
     let mut twin = Twin::start(dir.path(), |config| {
         config["image"]["initramfs"] = Value::Null;
-        config["disks"] = json!([]);
         config["image"]["cmdline"] = json!("console=ttyAMA0 loglevel=7 panic=-1 cryptomgr.notests=1 root=/dev/none");
     });
     twin.get(json!({"op": "boot"}));
