@@ -1,7 +1,8 @@
 //! Block device (virtio 1.2, 5.2) over a raw disk file: read, write, flush, identify.
 //!
-//! File I/O happens on the vCPU thread, a bounded piece at a time. A flush is an fdatasync: what the guest flushed survives the host.
-//! It leaves out discard, write-zeroes, and requests in flight: there are none when the vCPU stands.
+//! File I/O happens on the vCPU thread, a bounded piece at a time. A flush is an fdatasync: what the guest flushed
+//! survives the host. It leaves out discard, write-zeroes, and requests in flight: there are none when the vCPU
+//! stands.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

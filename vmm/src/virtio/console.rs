@@ -1,4 +1,5 @@
-//! Console device (virtio 1.2, 5.3) with named ports: byte streams between programs in the guest and Unix streams outside.
+//! Console device (virtio 1.2, 5.3) with named ports: byte streams between programs in the guest and Unix streams
+//! outside.
 //!
 //! ```text
 //! guest                        device                       outside
@@ -9,8 +10,9 @@
 //! PORT_OPEN     ──────────▶  reads the stream from now on
 //!               ◀─ data ──▶                           ◀─ data ─▶
 //! ```
-//! It promises that no byte is lost while both ends live: from outside it reads only what the guest has a buffer for and a program to read;
-//! from the guest it takes a buffer only when the last one has gone out. When a stream ends, the guest sees the port closed.
+//! It promises that no byte is lost while both ends live: from outside it reads only what the guest has a buffer for
+//! and a program to read; from the guest it takes a buffer only when the last one has gone out. When a stream ends,
+//! the guest sees the port closed.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};

@@ -156,6 +156,7 @@ impl<D: VirtioDevice> FakeDriver<D> {
         self.write32(reg::STATUS, STATUS_FEATURES_OK);
         assert_eq!(self.read32(reg::STATUS), STATUS_FEATURES_OK, "the device refuses its own features");
         self.queues.clear();
+        self.next_free = RAM_BASE;
         while self.set_up_queue() {}
         self.write32(reg::STATUS, STATUS_DRIVER_OK);
     }
@@ -200,6 +201,10 @@ impl<D: VirtioDevice> FakeDriver<D> {
         true
     }
 
+    pub fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
     /// Takes over queues that another driver set up on the same RAM, as a restored guest does.
     pub fn inherit(&mut self, other: Self) {
         self.queues = other.queues;
@@ -216,6 +221,7 @@ impl<D: VirtioDevice> FakeDriver<D> {
         let address = self.next_free;
         self.next_free = (address + len).next_multiple_of(4096);
         assert!(self.next_free <= RAM_BASE + RAM_BYTES, "the fake driver is out of memory");
+        self.write_ram(address, &vec![0; len as usize]);
         address
     }
 

@@ -1,12 +1,13 @@
-//! File system device (virtio 1.2, 5.11): carries FUSE messages between the guest and a server outside, and understands no
-//! more of them than their headers.
+//! File system device (virtio 1.2, 5.11): carries FUSE messages between the guest and a server outside, and
+//! understands no more of them than their headers.
 //!
-//! Both directions of the stream are plain FUSE messages, one after another, framed by their own length field. Requests go out under
-//! numbers (`unique`) of the device's own, so that a reply to a guest that has been reset meanwhile meets nobody. Replies find their
-//! chain by that number, in any order. When the stream ends, all that waits gets EIO, and all that comes.
+//! Both directions of the stream are plain FUSE messages, one after another, framed by their own length field.
+//! Requests go out under numbers (`unique`) of the device's own, so that a reply to a guest that has been reset
+//! meanwhile meets nobody. Replies find their chain by that number, in any order. When the stream ends, all that
+//! waits gets EIO, and all that comes.
 //!
-//! A machine is saved with no request outside if the server answers in time ([`VirtioDevice::quiesce`]); requests that are outside nevertheless are
-//! sent again after a restore.
+//! A machine is saved with no request outside if the server answers in time ([`VirtioDevice::quiesce`]); requests
+//! that are outside nevertheless are sent again after a restore.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};

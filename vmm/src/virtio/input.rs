@@ -148,13 +148,14 @@ impl Input {
         match (self.select, self.subselect) {
             (CONFIG_ID_NAME, 0) => kind.name.into(),
             (CONFIG_ID_SERIAL, 0) => format!("pollux-{}", kind.product).into(),
-            (CONFIG_ID_DEVIDS, 0) => [BUS_VIRTUAL, VENDOR, kind.product, 1].iter().flat_map(|v| v.to_le_bytes()).collect(),
+            // Bus, vendor, product, version.
+            (CONFIG_ID_DEVIDS, 0) => [BUS_VIRTUAL, VENDOR, kind.product, 1].map(u16::to_le_bytes).concat(),
             (CONFIG_PROP_BITS, 0) => bitmap(kind.properties.iter().copied()),
             (CONFIG_EV_BITS, event) if u16::from(event) == EV_KEY => bitmap(kind.keys.iter().copied()),
             (CONFIG_EV_BITS, event) if u16::from(event) == EV_ABS => bitmap(kind.axes.iter().map(|a| a.0)),
             (CONFIG_ABS_INFO, axis) => match kind.axes.iter().find(|a| a.0 == u16::from(axis)) {
                 // min, max, fuzz, flat, resolution.
-                Some(&(_, max)) => [0, max, 0, 0, 0].iter().flat_map(|v: &u32| v.to_le_bytes()).collect(),
+                Some(&(_, max)) => [0, max, 0, 0, 0].map(u32::to_le_bytes).concat(),
                 None => vec![],
             },
             _ => vec![],
@@ -381,7 +382,8 @@ mod tests {
         for _ in 0..8 {
             driver.send(0, &[Part::In(8)]);
         }
-        sender.send(&[(EV_ABS, ABS_MT_TRACKING_ID, 5), (EV_ABS, ABS_MT_POSITION_X, 100), (EV_KEY, BTN_TOUCH, 1)]).unwrap();
+        let down = [(EV_ABS, ABS_MT_TRACKING_ID, 5), (EV_ABS, ABS_MT_POSITION_X, 100), (EV_KEY, BTN_TOUCH, 1)];
+        sender.send(&down).unwrap();
         sender.send(&[(EV_ABS, ABS_MT_TRACKING_ID, -1), (EV_SYN, SYN_REPORT, 0)]).unwrap();
         let expected = [
             event(EV_ABS, ABS_MT_TRACKING_ID, 5),

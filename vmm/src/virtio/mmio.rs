@@ -1,7 +1,8 @@
 //! The memory-mapped transport (virtio 1.2, 4.2.2), version 2 only: register block to [`VirtioDevice`].
 //!
-//! What the driver writes is checked here: features are a subset of the offered and include VERSION_1, queues lie in RAM, registers that
-//! are not for now change nothing. A driver that breaks the rules finds DEVICE_NEEDS_RESET in its status.
+//! What the driver writes is checked here: features are a subset of the offered and include VERSION_1, queues lie in
+//! RAM, registers that are not for now change nothing. A driver that breaks the rules finds DEVICE_NEEDS_RESET in its
+//! status.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,9 +134,8 @@ impl<D: VirtioDevice> MmioTransport<D> {
                 set_page(&mut self.driver.features, self.driver.driver_features_page, value);
             }
             VIRTIO_MMIO_QUEUE_SEL => self.driver.queue = value,
-            VIRTIO_MMIO_QUEUE_NUM..=VIRTIO_MMIO_QUEUE_READY | VIRTIO_MMIO_QUEUE_DESC_LOW..=VIRTIO_MMIO_QUEUE_USED_HIGH => {
-                self.write_queue_register(offset, value);
-            }
+            VIRTIO_MMIO_QUEUE_NUM..=VIRTIO_MMIO_QUEUE_READY
+            | VIRTIO_MMIO_QUEUE_DESC_LOW..=VIRTIO_MMIO_QUEUE_USED_HIGH => self.write_queue_register(offset, value),
             VIRTIO_MMIO_QUEUE_NOTIFY if self.is_active() && (value as usize) < self.queues.len() => {
                 self.device.notify(value as usize);
             }

@@ -1,13 +1,14 @@
 //! Virtio devices (virtio 1.2) on the memory-mapped transport.
 //!
 //! Every device has the same shape: a struct that implements [`VirtioDevice`] and is driven by [`MmioTransport`] on
-//! the vCPU thread; state that it shares, under one lock, with at most one thread of its own, which serves its outside half
-//! (a [`worker`]); and, where somebody outside talks to it, a handle that can be cloned and sent. Guests cannot panic, hang or grow
-//! the host: each module opens with its limits, by name.
+//! the vCPU thread; state that it shares, under one lock, with at most one thread of its own, which serves its
+//! outside half (a [`worker`]); and, where somebody outside talks to it, a handle that can be cloned and sent. Guests
+//! cannot panic, hang or grow the host: each module opens with its limits, by name.
 //!
 //! To assemble: make one [`GuestAccess`], one `MmioTransport` per device, put these on the bus, make the vCPU, and
-//! [`GuestAccess::connect`] its handle. To pause: stop the vCPU, [`Transport::quiesce`] each, [`GuestAccess::close_gate`].
-//! To save: pause, then [`Transport::save`] each. To restore: [`Transport::restore`] each before the vCPU runs.
+//! [`GuestAccess::connect`] its handle. To pause: stop the vCPU, [`Transport::quiesce`] each,
+//! [`GuestAccess::close_gate`]. To save: pause, then [`Transport::save`] each. To restore: [`Transport::restore`]
+//! each before the vCPU runs.
 
 pub mod block;
 pub mod console;
@@ -16,6 +17,8 @@ pub mod fake_driver;
 pub mod fs;
 pub mod gpu;
 mod guest;
+#[cfg(any(test, feature = "fake-driver"))]
+pub mod hostile_driver;
 pub mod input;
 mod interrupt;
 mod mmio;
@@ -34,7 +37,8 @@ pub use interrupt::Interrupt;
 pub use mmio::{MmioTransport, Transport};
 pub use queue::{Chain, VirtQueue};
 
-/// What a device must do for the transport. All methods are called on the vCPU thread, or while the vCPU is stopped; none blocks.
+/// What a device must do for the transport. All methods are called on the vCPU thread, or while the vCPU is stopped;
+/// none blocks.
 pub trait VirtioDevice: Send {
     /// Device ID (virtio 1.2, 5).
     fn device_id(&self) -> u32;

@@ -1,8 +1,9 @@
 //! Network device (virtio 1.2, 5.1): one queue pair, no offloads, wired to a stream of Ethernet frames.
 //!
-//! The stream is framed as QEMU's `-netdev stream`: each frame's length as u32 big-endian, then the frame. Frames from the guest that the other side
-//! does not take in time are dropped, as a network may; frames for the guest wait until it offers buffers, and hold the stream back. When the
-//! stream ends the link goes down. Frames under way are not saved.
+//! The stream is framed as QEMU's `-netdev stream`: each frame's length as u32 big-endian, then the frame. Frames
+//! from the guest that the other side does not take in time are dropped, as a network may; frames for the guest wait
+//! until it offers buffers, and hold the stream back. When the stream ends the link goes down. Frames under way are
+//! not saved.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};

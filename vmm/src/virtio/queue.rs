@@ -17,7 +17,8 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 use super::guest::{GuestAccess, lock};
 use super::interrupt::Interrupt;
 
-/// Descriptors in one chain. No driver of ours sends more than 260 (a 1 MiB FUSE read by pages); QEMU's limit is the same.
+/// Descriptors in one chain. No driver of ours sends more than 260 (a 1 MiB FUSE read by pages); QEMU's limit is the
+/// same.
 const CHAIN_DESCRIPTORS_MAX: usize = 1024;
 /// Size of a split ring's parts for `n` entries (virtio 1.2, 2.7).
 const DESCRIPTOR_SIZE: u64 = 16;
@@ -100,11 +101,12 @@ impl VirtQueue {
         }
     }
 
-    /// Whether [`VirtQueue::pop`] would give a chain (or break the queue). As with `pop`, the driver notifies the device
-    /// of the next one after this said no.
+    /// Whether [`VirtQueue::pop`] would give a chain (or break the queue). As with `pop`, the driver notifies the
+    /// device of the next one after this said no.
     pub fn has_available(&self) -> bool {
         let mut queue = lock(&self.0.queue);
-        // What it returns is exactly the question: it compares the driver's index with ours after asking for notifications.
+        // What it returns is exactly the question: it compares the driver's index with ours after asking for
+        // notifications.
         queue.ready() && !self.is_broken() && queue.enable_notification(self.0.guest.ram().as_ref()).unwrap_or(true)
     }
 
@@ -318,7 +320,8 @@ impl Chain {
         self.write_at(self.written, bytes)
     }
 
-    /// Writes at a place in the writable part; returns how many bytes fitted. All up to the furthest byte counts as written.
+    /// Writes at a place in the writable part; returns how many bytes fitted. All up to the furthest byte counts as
+    /// written.
     pub fn write_at(&mut self, position: u64, bytes: &[u8]) -> usize {
         let ram = self.guest.ram();
         let done = for_pieces(&self.writable, position, bytes.len(), |address, range| {

@@ -1,4 +1,5 @@
-//! The thread of a device's outside half: waits for its channels and for kicks, then lets the device work inside the gate.
+//! The thread of a device's outside half: waits for its channels and for kicks, then lets the device work inside the
+//! gate.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;

@@ -108,7 +108,8 @@ impl Frame {
         self.generation
     }
 
-    /// What changed after `generation`: rectangles that may overlap, or the whole screen where that is not known (any more).
+    /// What changed after `generation`: rectangles that may overlap, or the whole screen where that is not known (any
+    /// more).
     pub fn damage_since(&self, generation: u64) -> Vec<Rect> {
         if generation >= self.generation {
             return Vec::new();

@@ -298,7 +298,8 @@ fn moves_with_its_screen_and_resources() {
     draw_row(&driver, first, 0x65_4321);
     transfer(&mut driver, WHOLE, 0, 3);
     let state = driver.transport.save();
-    assert!(FakeDriver::on(driver.ram(), Gpu::new(1, 1).unwrap()).transport.restore(&state[..state.len() - 4]).is_err());
+    let mut cut = FakeDriver::on(driver.ram(), Gpu::new(1, 1).unwrap());
+    assert!(cut.transport.restore(&state[..state.len() - 4]).is_err());
     let gpu = Gpu::new(WIDTH, HEIGHT).unwrap();
     let screen_there = gpu.screen();
     let mut there = driver.moved_to(gpu);
