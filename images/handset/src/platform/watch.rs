@@ -192,4 +192,28 @@ mod tests {
         assert!(watch.read().files);
         assert!(!watch.read().files);
     }
+
+    #[test]
+    fn reading_is_no_change() {
+        use crate::store::{Sources, Store};
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let sources = Sources {
+            now_us: Box::new(|| 1),
+            random: Box::new(|| [1; 16]),
+        };
+        let store = Store::new(home.path(), sources);
+        store.begin_call("1").expect("recording a call");
+        store
+            .send_message("1", None, "x")
+            .expect("recording a message");
+        store
+            .save_note(&store.new_note_path(), "x")
+            .expect("saving a note");
+        let watch = Watch::new().expect("inotify");
+        watch.folders(home.path(), &store.watched());
+        assert_eq!(store.calls().expect("calls").len(), 1);
+        assert_eq!(store.messages("1").expect("messages").len(), 1);
+        assert_eq!(store.notes().expect("notes").len(), 1);
+        assert_eq!(watch.read(), Seen::default());
+    }
 }

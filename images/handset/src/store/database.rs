@@ -23,25 +23,30 @@ pub(super) struct Database {
 
 impl Database {
     /// Runs `query` on the file, read-only. A missing file gives `T::default()`.
+    ///
+    /// The file is opened for writing only if it cannot be read otherwise (an unfinished change has to
+    /// be rolled back first): closing a file that was open for writing looks like a change to others.
     pub(super) fn read<T: Default>(
         &self,
-        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+        query: impl Fn(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T> {
         if !self.path.exists() {
             return Ok(T::default());
         }
-        Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)
-            .and_then(|connection| {
-                connection.busy_timeout(BUSY_MAX)?;
-                match query(&connection) {
-                    // The file was just made, and its schema is not there yet.
-                    Err(error) if error.to_string().starts_with("no such table") => {
-                        Ok(T::default())
-                    }
-                    other => other,
-                }
-            })
-            .map_err(|error| self.error(error))
+        let run = |flags| {
+            let connection = Connection::open_with_flags(&self.path, flags)?;
+            connection.busy_timeout(BUSY_MAX)?;
+            query(&connection)
+        };
+        let result = match run(OpenFlags::SQLITE_OPEN_READ_ONLY) {
+            Err(error) if needs_writing(&error) => run(OpenFlags::SQLITE_OPEN_READ_WRITE),
+            other => other,
+        };
+        match result {
+            // The file was just made, and its schema is not there yet.
+            Err(error) if error.to_string().starts_with("no such table") => Ok(T::default()),
+            other => other.map_err(|error| self.error(error)),
+        }
     }
 
     /// Runs `change` in one transaction, making the file and its schema if need be.
@@ -113,6 +118,14 @@ impl Database {
             _ => StoreError::Database { what, source },
         }
     }
+}
+
+/// Whether reading failed for want of write access: a hot journal, or a log to be merged.
+fn needs_writing(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen)
+    )
 }
 
 /// Names of a table's columns; empty when there is no such table.
