@@ -121,6 +121,11 @@ impl Attributes {
         }
     }
 
+    /// Whether permissions and owner, which are hashed, are the same.
+    pub(crate) fn same_owner(&self, other: &Attributes) -> bool {
+        (self.mode, self.uid, self.gid) == (other.mode, other.uid, other.gid)
+    }
+
     /// The tree entry of a file with these attributes, as it is hashed.
     pub(crate) fn entry(&self, kind: FileKind, size: u64, content: Hash) -> Entry {
         Entry {

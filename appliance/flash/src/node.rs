@@ -18,7 +18,7 @@ use bytes::{BufMut, Bytes};
 use store::{BlobHash, Blobs};
 
 use crate::FlashError;
-use crate::codec::{Reader, chunk_list, put_attributes, put_chunks, put_short_bytes};
+use crate::codec::{Damaged, Reader, chunk_list, put_attributes, put_chunks, put_short_bytes};
 use crate::inode::{Attributes, Body, Contents, Ino, Inode, Name, ROOT_INO};
 use crate::tree::{BaseTree, Digests, Tree};
 
@@ -28,8 +28,6 @@ const INDEX: u8 = 2;
 const INLINE_CHUNKS_MAX: usize = 8;
 /// A page ends after a name whose hash has these bits clear: 256 names on average.
 const PAGE_CUT_MASK: u8 = 0xff;
-/// Deepest directory: paths have at most 4096 bytes, two for each name.
-const DEPTH_MAX: usize = 2048;
 /// Blobs are given to the store when there are this many bytes of them.
 const BATCH_BYTES: usize = 8 << 20;
 
@@ -48,10 +46,16 @@ pub(crate) fn store_tree(tree: &mut Tree, blobs: &dyn Blobs) -> Result<StoredTre
         batch: Vec::new(),
         batch_bytes: 0,
     };
-    let root = writer
-        .directory(tree, ROOT_INO)
-        .and_then(|root| writer.flush().map(|()| root));
-    let root = root.inspect_err(|_| tree.forget_nodes())?;
+    let unstored = tree.unstored_directories();
+    let mut stored = unstored
+        .iter()
+        .try_for_each(|directory| writer.directory(tree, directory));
+    stored = stored.and_then(|()| writer.flush());
+    stored.inspect_err(|_| tree.forget_nodes())?;
+    let root = tree
+        .digests(ROOT_INO)
+        .node
+        .ok_or(Damaged("the root, just stored"))?;
     Ok(StoredTree {
         root,
         root_attributes: tree.root().attributes,
@@ -84,23 +88,16 @@ impl Writer<'_> {
         Ok(hash)
     }
 
-    fn directory(&mut self, tree: &mut Tree, ino: Ino) -> Result<BlobHash, FlashError> {
-        if let Some(node) = tree.digests(ino).node {
-            return Ok(node);
-        }
-        let entries = tree
-            .get(ino)
-            .and_then(|inode| inode.entries())
-            .cloned()
-            .unwrap_or_default();
+    /// Stores one directory; those in it have been stored.
+    fn directory(&mut self, tree: &mut Tree, directory: &Inode) -> Result<(), FlashError> {
         let mut pages = Vec::new();
         let mut page = vec![PAGE];
-        for (name, child) in entries {
-            let Some(inode) = tree.get(child).cloned() else {
+        for (name, child) in directory.entries().into_iter().flatten() {
+            let Some(inode) = tree.get(*child) else {
                 continue;
             };
-            self.entry(tree, &inode, &mut page)?;
-            if BlobHash::of(&name).as_bytes()[0] & PAGE_CUT_MASK == 0 {
+            self.entry(tree, inode, &mut page)?;
+            if BlobHash::of(name).as_bytes()[0] & PAGE_CUT_MASK == 0 {
                 pages.push(self.put(std::mem::replace(&mut page, vec![PAGE]))?);
             }
         }
@@ -114,16 +111,11 @@ impl Writer<'_> {
                 .for_each(|page| index.extend_from_slice(page.as_bytes()));
             self.put(index)?
         };
-        tree.learn_node(ino, node);
-        Ok(node)
+        tree.learn_node(directory.ino, node);
+        Ok(())
     }
 
-    fn entry(
-        &mut self,
-        tree: &mut Tree,
-        inode: &Inode,
-        out: &mut Vec<u8>,
-    ) -> Result<(), FlashError> {
+    fn entry(&mut self, tree: &Tree, inode: &Inode, out: &mut Vec<u8>) -> Result<(), FlashError> {
         put_short_bytes(out, &inode.name);
         out.put_u64_le(inode.ino);
         put_attributes(out, &inode.attributes);
@@ -141,7 +133,11 @@ impl Writer<'_> {
             }
             Body::Directory(_) => {
                 out.put_u8(2);
-                out.put_slice(self.directory(tree, inode.ino)?.as_bytes());
+                let node = tree
+                    .digests(inode.ino)
+                    .node
+                    .ok_or(Damaged("a directory stored after its parent"))?;
+                out.put_slice(node.as_bytes());
             }
             Body::Symlink(target) => {
                 out.put_u8(3);
@@ -169,23 +165,19 @@ pub(crate) fn load_tree(
         tree: Tree::new(base.clone()),
         seen: HashSet::new(),
         loaded: Vec::new(),
+        pending: Vec::new(),
     };
-    let entries = loader.directory(ROOT_INO, stored.root, 0)?;
-    let body = Body::Directory(entries);
     let root = Inode {
         ino: ROOT_INO,
         parent: ROOT_INO,
         name: Name::default(),
         attributes: stored.root_attributes,
-        body,
+        body: Body::Directory(BTreeMap::new()),
     };
-    loader.tree.restore(
-        root,
-        Some(Digests {
-            content: None,
-            node: Some(stored.root),
-        }),
-    );
+    loader.pending.push((root, stored.root));
+    while let Some((directory, node)) = loader.pending.pop() {
+        loader.directory(directory, node)?;
+    }
     let Loader {
         mut tree,
         seen,
@@ -213,22 +205,18 @@ struct Loader<'a> {
     seen: HashSet<Ino>,
     /// Directories that are not as in the base.
     loaded: Vec<Ino>,
+    /// Directories to be loaded: their entries are missing.
+    pending: Vec<(Inode, BlobHash)>,
 }
 
 impl Loader<'_> {
-    fn directory(
-        &mut self,
-        ino: Ino,
-        node: BlobHash,
-        depth: usize,
-    ) -> Result<BTreeMap<Name, Ino>, FlashError> {
+    /// Loads a directory, whose entries are still missing, from its node.
+    fn directory(&mut self, mut directory: Inode, node: BlobHash) -> Result<(), FlashError> {
         let bytes = self.blobs.get(&node)?;
         let mut reader = Reader::new(&bytes, "a directory node");
         let mut entries = BTreeMap::new();
-        self.loaded.push(ino);
         match reader.u8()? {
-            _ if depth > DEPTH_MAX => return Err(reader.damaged().into()),
-            PAGE => self.page(ino, reader, depth, &mut entries)?,
+            PAGE => self.page(directory.ino, reader, &mut entries)?,
             INDEX => {
                 while !reader.is_empty() {
                     let page = self.blobs.get(&BlobHash::from(reader.hash()?.0))?;
@@ -236,25 +224,38 @@ impl Loader<'_> {
                     if reader.u8()? != PAGE {
                         return Err(reader.damaged().into());
                     }
-                    self.page(ino, reader, depth, &mut entries)?;
+                    self.page(directory.ino, reader, &mut entries)?;
                 }
             }
             _ => return Err(reader.damaged().into()),
         }
-        Ok(entries)
+        self.loaded.push(directory.ino);
+        directory.body = Body::Directory(entries);
+        self.tree.restore(
+            directory,
+            Some(Digests {
+                content: None,
+                node: Some(node),
+            }),
+        );
+        Ok(())
     }
 
     fn page(
         &mut self,
         parent: Ino,
         mut reader: Reader<'_>,
-        depth: usize,
         entries: &mut BTreeMap<Name, Ino>,
     ) -> Result<(), FlashError> {
         while !reader.is_empty() {
             let name: Name = reader.short_bytes()?.into();
             let ino = reader.u64()?;
             let attributes = reader.attributes()?;
+            entries.insert(name.clone(), ino);
+            if !self.seen.insert(ino) {
+                // A number has one place; twice would let a damaged node lead in circles.
+                return Err(reader.damaged().into());
+            }
             let mut digests = None;
             let body = match reader.u8()? {
                 1 => Body::Regular(self.contents(ino, &mut reader)?),
@@ -265,13 +266,23 @@ impl Loader<'_> {
                         .digests
                         .get(&ino)
                         .filter(|known| known.node == Some(node));
-                    digests = Some(same.copied().unwrap_or(Digests {
-                        content: None,
-                        node: Some(node),
-                    }));
+                    digests = same.copied();
                     match same.and_then(|_| self.base.inodes.get(&ino)) {
                         Some(inode) => inode.body.clone(),
-                        None => Body::Directory(self.directory(ino, node, depth + 1)?),
+                        None => {
+                            let body = Body::Directory(BTreeMap::new());
+                            self.pending.push((
+                                Inode {
+                                    ino,
+                                    parent,
+                                    name,
+                                    attributes,
+                                    body,
+                                },
+                                node,
+                            ));
+                            continue;
+                        }
                     }
                 }
                 3 => Body::Symlink(reader.short_bytes()?.into()),
@@ -281,8 +292,6 @@ impl Loader<'_> {
                 },
                 _ => return Err(reader.damaged().into()),
             };
-            self.seen.insert(ino);
-            entries.insert(name.clone(), ino);
             let inode = Inode {
                 ino,
                 parent,
@@ -290,14 +299,11 @@ impl Loader<'_> {
                 attributes,
                 body,
             };
-            // A directory that was loaded has something changed beneath it, so the base's digests are wrong for it.
-            let loaded = digests.is_some_and(|digests| digests.content.is_none());
-            if loaded
-                || !self
-                    .base
-                    .inodes
-                    .get(&ino)
-                    .is_some_and(|base| is_same(base, &inode))
+            if !self
+                .base
+                .inodes
+                .get(&ino)
+                .is_some_and(|base| is_same(base, &inode))
             {
                 self.tree.restore(inode, digests);
             }

@@ -125,18 +125,6 @@ impl Tree {
         self.get(ino)
     }
 
-    /// Every inode, in no order.
-    #[cfg(test)]
-    pub(crate) fn inodes(&self) -> impl Iterator<Item = &Arc<Inode>> {
-        let base = self
-            .base
-            .inodes
-            .iter()
-            .filter(|(ino, _)| !self.changed.contains_key(ino));
-        base.map(|(_, inode)| inode)
-            .chain(self.changed.values().flatten())
-    }
-
     /// Makes the tree as `change` says. `wall_ns` is when: directories are given it.
     pub(crate) fn apply(&mut self, change: &FileChange, wall_ns: i64) -> Effect {
         let mut effect = Effect::default();
@@ -462,33 +450,64 @@ impl Tree {
         }
     }
 
+    /// Directories at and beneath `ino` that are not `known`, each before those in it: in reverse, an
+    /// order in which they can be computed. No recursion: phones decide how deep a tree is.
+    fn unknown_directories(&self, ino: Ino, known: impl Fn(&Digests) -> bool) -> Vec<Arc<Inode>> {
+        let mut unknown = Vec::new();
+        let mut pending = vec![ino];
+        while let Some(ino) = pending.pop() {
+            let Some(inode) = self.get(ino) else { continue };
+            let Some(entries) = inode.entries() else {
+                continue;
+            };
+            if !known(&self.digests(ino)) {
+                pending.extend(entries.values());
+                unknown.push(inode.clone());
+            }
+        }
+        unknown
+    }
+
+    /// Directories whose node is not stored, each after those in it.
+    pub(crate) fn unstored_directories(&self) -> Vec<Arc<Inode>> {
+        let mut unstored = self.unknown_directories(ROOT_INO, |digests| digests.node.is_some());
+        unstored.reverse();
+        unstored
+    }
+
     /// The entry of a file with everything beneath it; none for special files and for nothing.
     pub(crate) fn entry(&mut self, ino: Ino) -> Option<Entry> {
-        let inode = self.get(ino)?.clone();
-        let Body::Directory(entries) = &inode.body else {
-            return inode.leaf_entry();
-        };
-        let content = match self.digests(ino).content {
-            Some(content) => content,
-            None => {
-                let mut hasher = hashing::DirectoryHasher::default();
-                for (name, child) in entries {
-                    if let Some(entry) = self.entry(*child) {
-                        hasher.add(name, &entry);
-                    }
-                }
-                let content = hasher.finish();
-                self.digests.insert(
-                    ino,
-                    Digests {
-                        content: Some(content),
-                        ..self.digests(ino)
-                    },
-                );
-                content
-            }
-        };
-        Some(inode.attributes.entry(FileKind::Directory, 0, content))
+        for inode in self
+            .unknown_directories(ino, |digests| digests.content.is_some())
+            .iter()
+            .rev()
+        {
+            let entries = inode.entries().into_iter().flatten();
+            let entries =
+                entries.filter_map(|(name, child)| Some((&**name, self.known_entry(*child)?)));
+            let content = Some(hashing::directory_content(entries.collect::<Vec<_>>()));
+            self.digests.insert(
+                inode.ino,
+                Digests {
+                    content,
+                    ..self.digests(inode.ino)
+                },
+            );
+        }
+        self.known_entry(ino)
+    }
+
+    /// The entry of a file, or of a directory whose content is known.
+    fn known_entry(&self, ino: Ino) -> Option<Entry> {
+        let inode = self.get(ino)?;
+        match &inode.body {
+            Body::Directory(_) => Some(inode.attributes.entry(
+                FileKind::Directory,
+                0,
+                self.digests(ino).content?,
+            )),
+            _ => inode.leaf_entry(),
+        }
     }
 
     /// The hash of everything in `scope`: what the phone computes of its own files.

@@ -4,6 +4,7 @@
 //! taken or moved - is announced as a [`GuestChange`], in order. The appliance logs it as an event of ours
 //! and applies it to the flash, which then shows what the guest already sees.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,12 +14,12 @@ use sync_protocol::chunking::{Chunk, cut_stream};
 use sync_protocol::event::{Content, FileChange, FileOp, Node};
 use sync_protocol::limits::FILE_CHUNKS_MAX;
 use sync_protocol::scope::Scope;
-use sync_protocol::tree::{DirectoryHasher, Entry, FileKind};
+use sync_protocol::tree::{Entry, FileKind, directory_content};
 use sync_protocol::{Hash, PhonePath};
 use tokio::sync::mpsc;
 
 use crate::chunks::Chunks;
-use crate::inode::{Attributes, Contents, Ino, Inode};
+use crate::inode::{Attributes, Contents, Ino, Inode, Name};
 use crate::tree::{Place, Tree};
 use crate::view::layer::{Layer, LayerBody, LayerInode, Seen};
 use crate::view::paged::PagedFile;
@@ -279,24 +280,42 @@ pub(crate) fn entry(
     if scope.is_some_and(|scope| scope.is_excluded(path)) {
         return None;
     }
-    let seen = layer.seen(tree, ino)?;
-    if !seen.is_directory() {
-        return match seen {
-            Seen::Flash(inode) => inode.leaf_entry(),
-            Seen::Layer(inode) => inode.leaf_entry(),
-        };
-    }
-    let mut hasher = DirectoryHasher::default();
-    for (name, child) in layer.children(tree, ino) {
-        let Ok(path) = path.join(&name) else { continue };
-        if let Some(entry) = entry(layer, tree, scope, child, &path) {
-            hasher.add(&name, &entry);
+    // No recursion: guests decide how deep a tree is. Each directory comes before those in it.
+    let mut directories: Vec<(Ino, Vec<(Name, Ino)>)> = Vec::new();
+    let mut pending = vec![(ino, path.clone())];
+    while let Some((ino, path)) = pending.pop() {
+        if !layer.seen(tree, ino)?.is_directory() {
+            continue;
         }
+        let mut children = Vec::new();
+        for (name, child) in layer.children(tree, ino) {
+            // What has too long a path cannot be captured.
+            let Ok(path) = path.join(&name) else { continue };
+            if !scope.is_some_and(|scope| scope.is_excluded(&path)) {
+                children.push((name, child));
+                pending.push((child, path));
+            }
+        }
+        directories.push((ino, children));
     }
-    Some(
-        seen.attributes()
-            .entry(FileKind::Directory, 0, hasher.finish()),
-    )
+    let mut contents: HashMap<Ino, Hash> = HashMap::new();
+    let known = |contents: &HashMap<Ino, Hash>, ino: Ino| match layer.seen(tree, ino)? {
+        Seen::Flash(inode) if !inode.body.is_directory() => inode.leaf_entry(),
+        Seen::Layer(inode) if !matches!(inode.body, LayerBody::Directory) => inode.leaf_entry(),
+        directory => Some(directory.attributes().entry(
+            FileKind::Directory,
+            0,
+            *contents.get(&ino)?,
+        )),
+    };
+    for (directory, children) in directories.iter().rev() {
+        let entries = children.iter();
+        let entries =
+            entries.filter_map(|(name, child)| Some((&**name, known(&contents, *child)?)));
+        let content = directory_content(entries.collect::<Vec<_>>());
+        contents.insert(*directory, content);
+    }
+    known(&contents, ino)
 }
 
 fn node(attributes: &Attributes, content: Content) -> Node {

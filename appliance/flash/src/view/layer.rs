@@ -89,11 +89,6 @@ impl LayerInode {
         }
     }
 
-    fn same_owner(&self, other: &Attributes) -> bool {
-        let Attributes { mode, uid, gid, .. } = self.attributes;
-        (mode, uid, gid) == (other.mode, other.uid, other.gid)
-    }
-
     /// The entry as it is hashed, if this is a link or a file without loose pages.
     pub(crate) fn leaf_entry(&self) -> Option<TreeEntry> {
         let (kind, content) = match &self.body {
@@ -386,49 +381,65 @@ impl Layer {
     /// Lets the flash's version of a place show, keeping the guest's number for it if it has one.
     pub(crate) fn drop_place(&mut self, tree: &Tree, directory: Ino, name: &[u8]) {
         let mut pending: Vec<Place> = vec![(directory, name.into())];
-        while let Some((directory, name)) = pending.pop() {
-            self.announced.remove(&(directory, name.clone()));
-            let Some(change) = self
-                .names
-                .get(&directory)
-                .and_then(|names| names.get(&name))
-                .copied()
-            else {
-                continue;
-            };
-            self.set_name(directory, &name, None);
-            let NameChange::Here(ours) = change else {
-                continue;
-            };
-            let theirs = tree
-                .child(directory, &name)
-                .filter(|theirs| *theirs != ours);
-            if let Some(theirs) = theirs
-                && self.can_stand_for(tree, ours, theirs)
-            {
-                let both_have = |(_, name): &Place| tree.child(theirs, name).is_some();
-                pending.extend(self.merge(ours, theirs).into_iter().filter(both_have));
-            } else {
+        let mut replaced: Vec<(Ino, Option<Ino>)> = Vec::new();
+        loop {
+            if let Some(place) = pending.pop() {
+                let (ours, theirs) = self.show_place(tree, &place);
+                // A directory has one place: where the phone has it, not where the guest moved it.
+                if let Some(theirs) = theirs.filter(|theirs| is_directory(tree, *theirs)) {
+                    pending.extend(self.here.get(&theirs).into_iter().flatten().cloned());
+                }
+                replaced.extend(ours.map(|ours| (ours, theirs)));
+            } else if let Some((ours, theirs)) = replaced.pop() {
+                // Only now is it certain that what the guest had there shows nowhere else.
+                if let Some(theirs) = theirs
+                    && self.can_give_way(tree, ours, theirs)
+                {
+                    let both_have = |(_, name): &Place| tree.child(theirs, name).is_some();
+                    pending.extend(self.hand_over(ours, theirs).into_iter().filter(both_have));
+                }
                 self.free_if_unreachable(tree, ours);
+            } else {
+                return;
             }
         }
     }
 
-    /// Whether `ours`, made by the guest and now without a name, can go on as the flash's `theirs`.
-    fn can_stand_for(&self, tree: &Tree, ours: Ino, theirs: Ino) -> bool {
-        let same_format = match (self.inodes.get(&ours), tree.get(theirs)) {
-            (Some(ours), Some(theirs)) => ours.body.format() == theirs.body.format(),
-            _ => false,
-        };
-        same_format && ours >= LAYER_INO_FIRST && self.places(tree, ours).is_empty()
+    /// Forgets what the guest did to a place. Returns the file that it had there, and the flash's.
+    fn show_place(&mut self, tree: &Tree, place: &Place) -> (Option<Ino>, Option<Ino>) {
+        self.announced.remove(place);
+        let (directory, name) = place;
+        let change = self
+            .names
+            .get(directory)
+            .and_then(|names| names.get(name))
+            .copied();
+        self.set_name(*directory, name, None);
+        let theirs = tree.child(*directory, name);
+        match change {
+            Some(NameChange::Here(ours)) if Some(ours) != theirs => (Some(ours), theirs),
+            _ => (None, theirs),
+        }
     }
 
-    /// Makes `ours` another name for `theirs`, with what the guest did in it; returns the places there.
-    fn merge(&mut self, ours: Ino, theirs: Ino) -> Vec<Place> {
-        self.remove_inode(ours);
-        self.aliases.insert(ours, theirs);
-        self.shown_as.insert(theirs, ours);
-        let names = self.names.get(&ours).cloned().unwrap_or_default();
+    /// Whether the flash's `theirs` can take over from `ours`, which the guest had at the same place.
+    fn can_give_way(&self, tree: &Tree, ours: Ino, theirs: Ino) -> bool {
+        let same_format = match (self.seen(tree, ours), tree.get(theirs)) {
+            (Some(ours), Some(theirs)) => ours.format() == theirs.body.format(),
+            _ => false,
+        };
+        same_format && self.places(tree, ours).is_empty()
+    }
+
+    /// Moves to `theirs` what the guest did in `ours`, and returns the places there. If the guest made
+    /// `ours`, its number goes on as an alias.
+    fn hand_over(&mut self, ours: Ino, theirs: Ino) -> Vec<Place> {
+        if ours >= LAYER_INO_FIRST {
+            self.remove_inode(ours);
+            self.aliases.insert(ours, theirs);
+            self.shown_as.insert(theirs, ours);
+        }
+        self.mark_stale(theirs);
         let announced: Vec<Place> = self
             .announced
             .keys()
@@ -440,6 +451,7 @@ impl Layer {
                 self.announced.insert((theirs, place.1), known);
             }
         }
+        let names = self.names.get(&ours).cloned().unwrap_or_default();
         let moved = names.into_iter().map(|(name, change)| {
             self.set_name(ours, &name, None);
             self.set_name(theirs, &name, Some(change));
@@ -498,20 +510,21 @@ impl Layer {
         !self.inodes.contains_key(&ino) || self.equal(tree, ino, ino)
     }
 
+    /// Whether a file as the guest sees it is as the flash has another; of directories only they
+    /// themselves.
     fn equal(&self, tree: &Tree, ours: Ino, theirs: Ino) -> bool {
-        let (Some(ours), Some(theirs)) = (self.inodes.get(&ours), tree.get(theirs)) else {
+        let (Some(ours), Some(theirs)) = (self.seen(tree, ours), tree.get(theirs)) else {
             return false;
         };
-        if ours.written.is_some() {
-            return false;
+        if ours.is_directory() {
+            return theirs.body.is_directory() && ours.attributes().same_owner(&theirs.attributes);
         }
-        match (&ours.body, theirs.leaf_entry()) {
-            (LayerBody::Directory, _) => {
-                theirs.body.is_directory() && ours.same_owner(&theirs.attributes)
-            }
-            (_, Some(theirs)) => ours.leaf_entry() == Some(theirs),
-            (_, None) => false,
-        }
+        let ours = match ours {
+            Seen::Flash(inode) => inode.leaf_entry(),
+            Seen::Layer(inode) if inode.written.is_some() => return false,
+            Seen::Layer(inode) => inode.leaf_entry(),
+        };
+        ours.is_some() && ours == theirs.leaf_entry()
     }
 
     /// Whether the guest is in the midst of changing what is at a place.
@@ -521,4 +534,8 @@ impl Layer {
             .and_then(|ino| self.inodes.get(&ino))
             .is_some_and(|inode| inode.written.is_some())
     }
+}
+
+fn is_directory(tree: &Tree, ino: Ino) -> bool {
+    tree.get(ino).is_some_and(|inode| inode.body.is_directory())
 }

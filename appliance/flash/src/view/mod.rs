@@ -294,7 +294,7 @@ impl ViewShared {
             if keep {
                 continue;
             }
-            if !drives {
+            if !drives || origin != Origin::Helpdesk {
                 show_way_to(layer, tree, place.0);
             }
             layer.drop_place(tree, place.0, &place.1);

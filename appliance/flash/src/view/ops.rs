@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
+use sync_protocol::PhonePath;
 use sync_protocol::limits::LINK_TARGET_BYTES_MAX;
 use sync_protocol::path::is_name;
 
@@ -260,6 +261,8 @@ impl TwinView {
         let head = self.shared.flash.shared.read();
         let mut state = self.shared.lock();
         state.layer.forget(&head.tree, ino, count);
+        // A listing may hold a number that is no longer given out.
+        state.version += 1;
     }
 
     /// Describes a file.
@@ -783,7 +786,8 @@ fn unreadable(ino: Ino, error: &store::StoreError) -> Errno {
 /// Whether `directory` is `ancestor` or beneath it.
 fn is_within(layer: &Layer, tree: &Tree, directory: Ino, ancestor: Ino) -> bool {
     let mut at = directory;
-    loop {
+    // Deeper than any tree: if there were a circle, nothing may be moved into it.
+    for _ in 0..LAYER_FILES_MAX {
         if at == ancestor {
             return true;
         }
@@ -792,6 +796,7 @@ fn is_within(layer: &Layer, tree: &Tree, directory: Ino, ancestor: Ino) -> bool 
             _ => return false,
         }
     }
+    true
 }
 
 impl State {
@@ -817,7 +822,7 @@ impl State {
                 _ if place_exchanged => {
                     arrivals.extend([Some(moved), exchanged].into_iter().flatten())
                 }
-                (Some(old), Some(new)) if announcer.is_known(layer, from) => {
+                (Some(old), Some(new)) if announcer.can_rename(layer, from, &old, &new) => {
                     announcer.rename(layer, from.clone(), to.clone(), (old, new));
                 }
                 (old, Some(_)) => {
@@ -848,8 +853,11 @@ impl State {
 }
 
 impl Announcer<'_> {
-    /// Whether the appliance has, or will have, something at a place: only that can be moved there.
-    fn is_known(&self, layer: &Layer, place: &Place) -> bool {
-        expected(layer, self.tree, place) != super::drive::Known::Absent
+    /// Whether a move is one event: the appliance has, or will have, something to move, and all of it is
+    /// captured at its new place as at its old one.
+    fn can_rename(&self, layer: &Layer, from: &Place, old: &PhonePath, new: &PhonePath) -> bool {
+        let mut excludes = self.scope.excludes().iter();
+        expected(layer, self.tree, from) != super::drive::Known::Absent
+            && !excludes.any(|exclude| exclude.is_within(old) || exclude.is_within(new))
     }
 }
