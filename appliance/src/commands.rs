@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use store::{Blobs, PhoneId};
 use sync_protocol::event::{Frame, Kind};
 use sync_protocol::limits::{CHUNKS_MESSAGE_BYTES_MAX, INPUT_FRAMES_MAX};
-use sync_protocol::wire::{self, appliance_message, command};
+use sync_protocol::wire::{self, command};
 use sync_protocol::{Hash, chunking};
 use tokio::sync::mpsc;
 
@@ -84,7 +84,7 @@ impl Commands {
             let id = self.logs.append_ours(phone, |_| frames.iter().cloned().map(Kind::Mmi).collect())?;
             let frames = frames.iter().cloned().map(Into::into).collect();
             let command = wire::Command { id, command: Some(command::Command::Input(wire::Input { frames })) };
-            match self.links.send(phone, appliance_message::Message::Command(command)) {
+            match self.links.send(phone, command) {
                 // The twin does it all the same; what follows for files reaches the phone when it is back.
                 Ok(()) | Err(SendError::NotConnected) => {}
                 Err(error) => return Err(error.into()),
@@ -157,14 +157,14 @@ impl Commands {
             let Ok(chunk) = self.blobs.get(&store::BlobHash::from(hash.0)) else { continue };
             let packed = chunking::pack(hash, &chunk);
             if bytes + packed.zstd.len() > CHUNKS_MESSAGE_BYTES_MAX {
-                self.links.send(phone, appliance_message::Message::Chunks(std::mem::take(&mut message)))?;
+                self.links.send_chunks(phone, std::mem::take(&mut message))?;
                 bytes = 0;
             }
             bytes += packed.zstd.len();
             message.chunks.push(packed);
         }
         if !message.chunks.is_empty() {
-            self.links.send(phone, appliance_message::Message::Chunks(message))?;
+            self.links.send_chunks(phone, message)?;
         }
         Ok(())
     }
@@ -197,7 +197,7 @@ impl Commands {
     }
 
     fn transmit(&self, phone: &PhoneId, command: wire::Command) -> Result<(), CommandError> {
-        Ok(self.links.send(phone, appliance_message::Message::Command(command))?)
+        Ok(self.links.send(phone, command)?)
     }
 }
 

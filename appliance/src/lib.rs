@@ -9,6 +9,7 @@ mod chain;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod demo;
 pub mod drive;
 pub mod flashes;
 pub mod http;

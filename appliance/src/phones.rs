@@ -145,16 +145,21 @@ impl Phones {
         self.state().get(id).cloned()
     }
 
-    /// The phone with this id or, failing that, the one phone with this serial.
+    /// The phone with this id or, failing that, with this serial. A phone that was set up anew registers again under its serial: the
+    /// latest that was released counts, so that a stranger who claims the serial changes nothing.
     pub fn find(&self, id_or_serial: &str) -> Result<Phone, PhoneError> {
         let state = self.state();
         if let Some(phone) = id_or_serial.parse().ok().and_then(|id: PhoneId| state.get(&id)) {
             return Ok(phone.clone());
         }
-        let mut by_serial = state.values().filter(|phone| phone.description.serial == id_or_serial);
-        match (by_serial.next(), by_serial.next()) {
-            (Some(phone), None) => Ok(phone.clone()),
-            (Some(_), Some(_)) => Err(PhoneError::Ambiguous(id_or_serial.to_owned())),
+        let by_serial = || state.values().filter(|phone| phone.description.serial == id_or_serial);
+        let released = by_serial().filter(|phone| phone.standing == Standing::Released);
+        if let Some(phone) = released.max_by_key(|phone| phone.registered_us) {
+            return Ok(phone.clone());
+        }
+        match (by_serial().next(), by_serial().count()) {
+            (Some(phone), 1) => Ok(phone.clone()),
+            (Some(_), _) => Err(PhoneError::Ambiguous(id_or_serial.to_owned())),
             (None, _) => Err(PhoneError::Unknown(id_or_serial.to_owned())),
         }
     }

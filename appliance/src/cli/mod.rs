@@ -1,12 +1,19 @@
-//! The command line: `serve` and `demo` run here; everything else asks a running appliance over its HTTP API.
+//! The command line: `serve`, `demo` and `image` run here; everything else asks a running appliance over its HTTP API.
 
+mod client;
+mod commands;
+mod demo;
+mod images;
 mod serve;
+mod table;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+
+use client::Client;
 
 /// An appliance that keeps a living twin of every phone.
 #[derive(Debug, Parser)]
@@ -19,7 +26,34 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the appliance.
-    Serve(ServeArguments),
+    Serve(serve::ServeArguments),
+    /// Run a demo phone that enrols with a running appliance.
+    Demo(demo::DemoArguments),
+    /// Phones: list, show, release, quarantine.
+    Phones(Asking<commands::PhonesCommand>),
+    /// Enrolment codes.
+    Code(Asking<commands::CodeCommand>),
+    /// Twins: start, park, stop, look at.
+    Twin(Asking<commands::TwinCommand>),
+    /// Files of a phone's flash.
+    Files(Asking<commands::FilesCommand>),
+    /// A phone's log.
+    Log {
+        phone: String,
+        /// How many events to begin with.
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        /// Go on as the log grows.
+        #[arg(long, short)]
+        follow: bool,
+        #[command(flatten)]
+        how: HowArguments,
+    },
+    /// Users.
+    User(Asking<commands::UserCommand>),
+    /// Phone images.
+    #[command(subcommand)]
+    Image(images::ImageCommand),
     /// Print the description of the HTTP API.
     Openapi,
 }
@@ -27,29 +61,25 @@ enum Command {
 #[derive(Debug, Args)]
 struct DataArguments {
     /// Where the appliance keeps its data.
-    #[arg(long, env = "POLLUX_DATA", default_value = "/var/lib/pollux")]
+    #[arg(long, env = "POLLUX_DATA", default_value = "/var/lib/pollux", global = true)]
     data: PathBuf,
 }
 
 #[derive(Debug, Args)]
-struct ServeArguments {
+struct HowArguments {
     #[command(flatten)]
     data: DataArguments,
-    /// Configuration file.
-    #[arg(long)]
-    config: Option<PathBuf>,
-    /// Address for the console and the HTTP API.
-    #[arg(long)]
-    http: Option<SocketAddr>,
-    /// Address for phones.
-    #[arg(long)]
-    sync: Option<SocketAddr>,
-    /// The `pollux-twin` binary.
-    #[arg(long)]
-    twin_binary: Option<PathBuf>,
-    /// A further name or address by which phones and browsers reach the appliance.
-    #[arg(long = "name")]
-    names: Vec<String>,
+    /// Print the answer as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Asking<C: Subcommand> {
+    #[command(subcommand)]
+    command: C,
+    #[command(flatten)]
+    how: HowArguments,
 }
 
 /// Runs the command line of this process.
@@ -58,18 +88,42 @@ pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,sled=warn,h2=warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
-    let result = match arguments.command {
-        Command::Serve(arguments) => serve::run(arguments),
-        Command::Openapi => {
-            println!("{}", crate::http::openapi());
-            Ok(())
-        }
-    };
-    match result {
+    match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pollux: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Image(command) => images::run(command),
+        Command::Openapi => {
+            println!("{}", crate::http::openapi());
+            Ok(())
+        }
+        asking => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            runtime.context("cannot start")?.block_on(ask(asking))
+        }
+    }
+}
+
+async fn ask(command: Command) -> anyhow::Result<()> {
+    let connect = |how: &HowArguments| Client::connect(&how.data.data);
+    match command {
+        Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Phones(Asking { command, how }) => commands::phones(&connect(&how)?, command, how.json).await,
+        Command::Code(Asking { command, how }) => commands::code(&connect(&how)?, command, how.json).await,
+        Command::Twin(Asking { command, how }) => commands::twin(&connect(&how)?, command, how.json).await,
+        Command::Files(Asking { command, how }) => commands::files(&connect(&how)?, command, how.json).await,
+        Command::Log { phone, limit, follow, how } => {
+            commands::log(&connect(&how)?, &phone, limit, follow, how.json).await
+        }
+        Command::User(Asking { command, how }) => commands::user(&connect(&how)?, command, how.json).await,
+        Command::Serve(_) | Command::Image(_) | Command::Openapi => unreachable!("run elsewhere"),
     }
 }

@@ -44,6 +44,7 @@ use crate::sync::Links;
 use crate::twin::Twins;
 
 use error::ErrorBody;
+pub(crate) use views::encode as encode_path;
 
 /// Requests are small JSON.
 const BODY_BYTES_MAX: usize = 256 * 1024;

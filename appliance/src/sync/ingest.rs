@@ -7,16 +7,19 @@ use std::collections::{HashSet, VecDeque};
 
 use sync_protocol::Hash;
 use sync_protocol::event::{Event, FileOp, Kind};
-use sync_protocol::limits::NEED_CHUNKS_MAX;
 
-/// Batches that wait for chunks; an agent that sends further ones does not wait for its acknowledgements.
-const BATCHES_WAITING_MAX: usize = 64;
-/// Events in them.
-const EVENTS_WAITING_MAX: usize = 65_536;
+/// Events that wait for chunks. An agent sends them without waiting for acknowledgements, so this bounds our memory; a stream that
+/// exceeds it ends, and goes on from what was acknowledged.
+const EVENTS_WAITING_MAX: usize = 262_144;
+/// Requests for chunks under way: agents queue only some dozens.
+const REQUESTS_MAX: usize = 8;
+/// Chunks asked for in one request: some 8 MiB.
+const REQUEST_CHUNKS_MAX: usize = 512;
+const _: () = assert!(REQUEST_CHUNKS_MAX <= sync_protocol::limits::NEED_CHUNKS_MAX);
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum IngestError {
-    #[error("{BATCHES_WAITING_MAX} batches or {EVENTS_WAITING_MAX} events wait for chunks already")]
+    #[error("{EVENTS_WAITING_MAX} events wait for chunks already")]
     TooFarAhead,
     #[error("a batch from {found}, but {expected} comes next")]
     Gap { expected: u64, found: u64 },
@@ -40,45 +43,70 @@ pub(super) struct Ingest {
     next: u64,
     waiting: VecDeque<Waiting>,
     events_waiting: usize,
-    /// Chunks that were asked for and have not come.
-    asked: HashSet<Hash>,
+    /// Chunks that are wanted, asked for or not.
+    wanted: HashSet<Hash>,
+    to_ask: VecDeque<Hash>,
+    /// Requests under way, each with what has not come of it.
+    requests: Vec<HashSet<Hash>>,
 }
 
 impl Ingest {
     /// After `acked`.
     pub(super) fn new(acked: u64) -> Ingest {
-        Ingest { next: acked + 1, waiting: VecDeque::new(), events_waiting: 0, asked: HashSet::new() }
+        Ingest {
+            next: acked + 1,
+            waiting: VecDeque::new(),
+            events_waiting: 0,
+            wanted: HashSet::new(),
+            to_ask: VecDeque::new(),
+            requests: Vec::new(),
+        }
     }
 
-    /// Takes a batch whose chunks in `missing` are not stored; returns those that must be asked for.
-    pub(super) fn add(&mut self, batch: Batch, missing: HashSet<Hash>) -> Result<Vec<Vec<Hash>>, IngestError> {
+    /// Takes a batch whose chunks in `missing` are not stored.
+    pub(super) fn add(&mut self, batch: Batch, missing: HashSet<Hash>) -> Result<(), IngestError> {
         if batch.first_seq > self.next {
             return Err(IngestError::Gap { expected: self.next, found: batch.first_seq });
         }
         let count = batch.events.len();
-        if self.waiting.len() >= BATCHES_WAITING_MAX || self.events_waiting + count > EVENTS_WAITING_MAX {
+        if self.events_waiting + count > EVENTS_WAITING_MAX {
             return Err(IngestError::TooFarAhead);
         }
         self.next = self.next.max(batch.first_seq + count as u64);
         self.events_waiting += count;
-        let ask: Vec<Hash> = missing.iter().copied().filter(|hash| self.asked.insert(*hash)).collect();
+        let fresh = missing.iter().copied().filter(|hash| self.wanted.insert(*hash));
+        self.to_ask.extend(fresh);
         self.waiting.push_back(Waiting { batch, missing });
-        Ok(ask.chunks(NEED_CHUNKS_MAX).map(<[Hash]>::to_vec).collect())
+        Ok(())
+    }
+
+    /// The next request for chunks, if there is one and not too many are under way.
+    pub(super) fn request(&mut self) -> Option<Vec<Hash>> {
+        if self.to_ask.is_empty() || self.requests.len() >= REQUESTS_MAX {
+            return None;
+        }
+        let hashes: Vec<Hash> = self.to_ask.drain(..self.to_ask.len().min(REQUEST_CHUNKS_MAX)).collect();
+        self.requests.push(hashes.iter().copied().collect());
+        Some(hashes)
     }
 
     /// Whether a chunk was asked for: others are not stored.
     pub(super) fn wants(&self, hash: &Hash) -> bool {
-        self.asked.contains(hash)
+        self.wanted.contains(hash)
     }
 
     /// These chunks are stored now.
     pub(super) fn stored(&mut self, hashes: &[Hash]) {
         for hash in hashes {
-            self.asked.remove(hash);
+            self.wanted.remove(hash);
             self.waiting.iter_mut().for_each(|waiting| {
                 waiting.missing.remove(hash);
             });
+            self.requests.iter_mut().for_each(|request| {
+                request.remove(hash);
+            });
         }
+        self.requests.retain(|request| !request.is_empty());
     }
 
     /// The next batch that has all its chunks, if it is its turn.
@@ -127,11 +155,11 @@ mod tests {
     #[test]
     fn batches_wait_for_their_chunks_and_for_each_other() {
         let mut ingest = Ingest::new(4);
-        let asked = ingest.add(batch(5, 2), hashes(&["a", "b"])).expect("added");
-        assert_eq!(asked.iter().flatten().count(), 2);
+        ingest.add(batch(5, 2), hashes(&["a", "b"])).expect("added");
+        assert_eq!(ingest.request().map(|hashes| hashes.len()), Some(2));
         // "b" was asked for already.
-        let asked = ingest.add(batch(7, 1), hashes(&["b"])).expect("added");
-        assert_eq!(asked.iter().flatten().count(), 0);
+        ingest.add(batch(7, 1), hashes(&["b"])).expect("added");
+        assert_eq!(ingest.request(), None);
         ingest.add(batch(8, 1), HashSet::new()).expect("added");
         ingest.stored(&[Hash::of(b"b")]);
         assert!(ingest.ready().is_none());
@@ -146,18 +174,25 @@ mod tests {
         let mut ingest = Ingest::new(4);
         assert_eq!(ingest.add(batch(6, 1), HashSet::new()), Err(IngestError::Gap { expected: 5, found: 6 }));
         ingest.add(batch(2, 2), HashSet::new()).expect("a repetition is no gap");
-        for seq in 5..4 + BATCHES_WAITING_MAX as u64 {
-            ingest.add(batch(seq, 1), hashes(&["missing"])).expect("added");
-        }
-        let next = 4 + BATCHES_WAITING_MAX as u64;
-        assert_eq!(ingest.add(batch(next, 1), HashSet::new()), Err(IngestError::TooFarAhead));
+        let many = EVENTS_WAITING_MAX as u64;
+        assert_eq!(ingest.add(batch(5, many), HashSet::new()), Err(IngestError::TooFarAhead));
+        ingest.add(batch(5, 10), HashSet::new()).expect("added");
     }
 
     #[test]
-    fn a_request_for_chunks_is_bounded() {
-        let names: Vec<String> = (0..NEED_CHUNKS_MAX + 1).map(|n| n.to_string()).collect();
+    fn requests_for_chunks_are_bounded() {
+        let names: Vec<String> = (0..REQUEST_CHUNKS_MAX + 1).map(|n| n.to_string()).collect();
         let missing = names.iter().map(|name| Hash::of(name.as_bytes())).collect();
-        let asked = Ingest::new(0).add(batch(1, 1), missing).expect("added");
-        assert_eq!(asked.iter().map(Vec::len).collect::<Vec<_>>(), [NEED_CHUNKS_MAX, 1]);
+        let mut ingest = Ingest::new(0);
+        ingest.add(batch(1, 1), missing).expect("added");
+        let first = ingest.request().expect("a request");
+        assert_eq!(first.len(), REQUEST_CHUNKS_MAX);
+        assert_eq!(ingest.request().map(|hashes| hashes.len()), Some(1));
+        for seq in 2..=REQUESTS_MAX as u64 {
+            ingest.add(batch(seq, 1), hashes(&[&format!("x{seq}")])).expect("added");
+            assert_eq!(ingest.request().is_some(), (seq as usize) < REQUESTS_MAX);
+        }
+        ingest.stored(&first);
+        assert!(ingest.request().is_some());
     }
 }

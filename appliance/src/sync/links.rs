@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use store::PhoneId;
 use sync_protocol::wire;
+use sync_protocol::wire::appliance_message::Message;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::live::{Live, Notice};
@@ -46,6 +47,8 @@ struct State {
 struct Link {
     number: u64,
     sender: mpsc::Sender<wire::ApplianceMessage>,
+    /// What answers the phone's own requests: never waits behind commands, which may wait for just that.
+    answers: mpsc::Sender<wire::ApplianceMessage>,
     close: oneshot::Sender<Closing>,
 }
 
@@ -55,6 +58,7 @@ pub struct Attached {
     phone: PhoneId,
     number: u64,
     pub to_send: mpsc::Receiver<wire::ApplianceMessage>,
+    pub answers: mpsc::Receiver<wire::ApplianceMessage>,
     pub closing: oneshot::Receiver<Closing>,
 }
 
@@ -74,32 +78,42 @@ impl Links {
     /// Enters a stream of `phone`, closing an older one.
     pub fn attach(&self, phone: &PhoneId) -> Attached {
         let (sender, to_send) = mpsc::channel(WAITING_MAX);
+        let (answers_sender, answers) = mpsc::channel(WAITING_MAX);
         let (close, closing) = oneshot::channel();
         let mut state = self.state();
         state.count += 1;
         let number = state.count;
-        if let Some(older) = state.by_phone.insert(phone.clone(), Link { number, sender, close }) {
+        let link = Link { number, sender, answers: answers_sender, close };
+        if let Some(older) = state.by_phone.insert(phone.clone(), link) {
             // An error means that it ended by itself just now.
             let _ = older.close.send(Closing::Displaced);
         }
         drop(state);
         self.live.tell(Notice::Phone { phone: phone.clone() });
-        Attached { links: self.clone(), phone: phone.clone(), number, to_send, closing }
+        Attached { links: self.clone(), phone: phone.clone(), number, to_send, answers, closing }
     }
 
     pub fn is_connected(&self, phone: &PhoneId) -> bool {
         self.state().by_phone.contains_key(phone)
     }
 
-    /// Hands a message to the phone's stream without waiting.
-    pub fn send(&self, phone: &PhoneId, message: wire::appliance_message::Message) -> Result<(), SendError> {
+    /// Hands a command to the phone's stream without waiting.
+    pub fn send(&self, phone: &PhoneId, command: wire::Command) -> Result<(), SendError> {
+        let message = wire::ApplianceMessage { message: Some(Message::Command(command)) };
         let state = self.state();
         let link = state.by_phone.get(phone).ok_or(SendError::NotConnected)?;
-        let message = wire::ApplianceMessage { message: Some(message) };
         link.sender.try_send(message).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => SendError::Congested,
             mpsc::error::TrySendError::Closed(_) => SendError::NotConnected,
         })
+    }
+
+    /// Hands chunks that the phone asked for to its stream. Blocks while many wait.
+    pub fn send_chunks(&self, phone: &PhoneId, chunks: wire::Chunks) -> Result<(), SendError> {
+        let message = wire::ApplianceMessage { message: Some(Message::Chunks(chunks)) };
+        let answers = self.state().by_phone.get(phone).map(|link| link.answers.clone());
+        let answers = answers.ok_or(SendError::NotConnected)?;
+        answers.blocking_send(message).map_err(|_| SendError::NotConnected)
     }
 
     /// Closes the phone's stream, if it has one.

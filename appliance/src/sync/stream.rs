@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 use tracing::{debug, info};
 
-use super::ingest::{Batch, Ingest, chunks_of};
+use super::ingest::{Batch, Ingest, IngestError, chunks_of};
 use super::{Attached, Closing, Currency, SyncService, check_version, internal};
 use crate::log::LogError;
 use crate::phones::now_us;
@@ -22,6 +22,8 @@ use crate::phones::now_us;
 const HELLO_MAX: Duration = Duration::from_secs(30);
 /// Chunks wanted by the phone in one message.
 const WANTED_MAX: usize = sync_protocol::limits::NEED_CHUNKS_MAX;
+/// Commands that a phone has not answered yet: agents queue only some dozens.
+const COMMANDS_UNANSWERED_MAX: usize = 32;
 /// Root hashes that wait for the events they are of.
 const ROOTS_WAITING_MAX: usize = 16;
 
@@ -75,7 +77,7 @@ async fn converse(
             tracing::warn!(phone = %to, %error, "commands that wait for the phone cannot be sent");
         }
     });
-    let mut stream = Stream { service, phone, outgoing, currency: attached.currency(), ingest: Ingest::new(acked), acked, roots: Vec::new() };
+    let mut stream = Stream { service, phone, outgoing, currency: attached.currency(), ingest: Ingest::new(acked), acked, unanswered: 0, roots: Vec::new() };
     stream.run(&mut incoming, &mut attached).await
 }
 
@@ -117,6 +119,7 @@ struct Stream<'a> {
     currency: Currency,
     ingest: Ingest,
     acked: u64,
+    unanswered: usize,
     /// Root hashes told by the phone for events that are not durable yet.
     roots: Vec<wire::HaveRoot>,
 }
@@ -130,7 +133,11 @@ impl Stream<'_> {
         loop {
             tokio::select! {
                 why = &mut attached.closing => return Err(closing_status(why.unwrap_or(Closing::Displaced))),
-                Some(message) = attached.to_send.recv() => self.forward(message).await?,
+                Some(message) = attached.answers.recv() => self.forward(message).await,
+                Some(message) = attached.to_send.recv(), if self.unanswered < COMMANDS_UNANSWERED_MAX => {
+                    self.unanswered += 1;
+                    self.forward(message).await;
+                }
                 message = incoming.message() => match message? {
                     None => return Ok(()),
                     Some(message) => self.take(message).await?,
@@ -144,6 +151,7 @@ impl Stream<'_> {
             Some(FromPhone::Batch(batch)) => self.take_batch(batch).await,
             Some(FromPhone::Chunks(chunks)) => self.take_chunks(chunks).await,
             Some(FromPhone::Result(result)) => {
+                self.unanswered = self.unanswered.saturating_sub(1);
                 let (commands, phone) = (self.service.commands.clone(), self.phone.clone());
                 blocking(move || commands.answered(&phone, result).map_err(|e| internal("noting an answer", &e))).await
             }
@@ -165,6 +173,7 @@ impl Stream<'_> {
                 Err(Status::resource_exhausted("too many root hashes for events that have not come"))
             }
             Some(FromPhone::Root(root)) => {
+                self.unanswered = self.unanswered.saturating_sub(1);
                 self.roots.push(root);
                 self.tell_roots();
                 Ok(())
@@ -185,15 +194,20 @@ impl Stream<'_> {
             Ok((Batch { first_seq: batch.first_seq, events }, missing.collect::<HashSet<_>>()))
         })
         .await?;
-        let ask = self.ingest.add(batch, missing).map_err(|error| match error {
-            super::ingest::IngestError::Gap { .. } => Status::invalid_argument(error.to_string()),
-            super::ingest::IngestError::TooFarAhead => Status::resource_exhausted(error.to_string()),
+        self.ingest.add(batch, missing).map_err(|error| match error {
+            IngestError::Gap { .. } => Status::invalid_argument(error.to_string()),
+            IngestError::TooFarAhead => Status::resource_exhausted(error.to_string()),
         })?;
-        for hashes in ask {
+        self.ask_for_chunks().await?;
+        self.store_ready().await
+    }
+
+    async fn ask_for_chunks(&mut self) -> Result<(), Status> {
+        while let Some(hashes) = self.ingest.request() {
             let hashes = hashes.into_iter().map(Hash::to_vec).collect();
             tell(self.outgoing, ToPhone::NeedChunks(wire::NeedChunks { hashes })).await?;
         }
-        self.store_ready().await
+        Ok(())
     }
 
     async fn take_chunks(&mut self, chunks: wire::Chunks) -> Result<(), Status> {
@@ -218,6 +232,7 @@ impl Stream<'_> {
         })
         .await?;
         self.ingest.stored(&stored);
+        self.ask_for_chunks().await?;
         self.store_ready().await
     }
 
@@ -256,10 +271,9 @@ impl Stream<'_> {
         }
     }
 
-    async fn forward(&self, message: wire::ApplianceMessage) -> Result<(), Status> {
+    async fn forward(&self, message: wire::ApplianceMessage) {
         // The phone being gone is noticed by `outgoing.closed()`.
         let _ = self.outgoing.send(Ok(message)).await;
-        Ok(())
     }
 }
 

@@ -407,7 +407,7 @@ fn prepare(inner: &Inner, phone: &crate::phones::Phone, parked: Option<PathBuf>)
 }
 
 /// `pollux-twin` in the folder of the running program; of tests, which run from a folder below it, one up.
-pub(crate) fn binary_beside_us() -> PathBuf {
+pub fn binary_beside_us() -> PathBuf {
     let ours = std::env::current_exe().unwrap_or_default();
     let folder = ours.parent().map(std::path::Path::to_owned).unwrap_or_default();
     let beside = folder.join("pollux-twin");

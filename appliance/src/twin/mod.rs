@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 pub use control::{Control, ControlError};
 pub use decide::TwinState;
+pub use keeper::binary_beside_us;
 use keeper::{Keeper, Request};
 pub use process::ProcessError;
 

@@ -1,0 +1,311 @@
+//! The commands that ask a running appliance: each is one or two calls of its API, shown as text or, with `--json`, as it came.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::table;
+
+/// How often `log --follow` looks for more.
+const FOLLOW_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PhonesCommand {
+    /// All phones.
+    List,
+    /// One phone.
+    Show { phone: String },
+    /// Let a phone out of quarantine.
+    Release {
+        phone: String,
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Put a phone into quarantine.
+    Quarantine {
+        phone: String,
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Compare phone and flash by root hash.
+    Prove { phone: String },
+    /// Paths that phone and help-desk changed differently.
+    Conflicts { phone: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CodeCommand {
+    /// Make an enrolment code: it lets one phone in, once.
+    New {
+        /// Who it is for.
+        #[arg(long, default_value = "")]
+        note: String,
+        /// Hours until it expires.
+        #[arg(long, default_value_t = 24)]
+        hours: u32,
+    },
+    /// All codes.
+    List,
+    /// Delete a code.
+    Delete { id: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TwinCommand {
+    /// Start the twin, or resume it.
+    Start { phone: String },
+    /// Save the twin's machine and end its process.
+    Park { phone: String },
+    /// End the twin; the next start boots anew.
+    Stop { phone: String },
+    /// How the twin is.
+    Show { phone: String },
+    /// The twin's screen, as PNG.
+    Screenshot { phone: String, file: PathBuf },
+    /// The last output of the twin's serial console.
+    Console { phone: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum FilesCommand {
+    /// A directory of the phone's flash.
+    Ls {
+        phone: String,
+        #[arg(default_value = "/")]
+        path: PathBuf,
+        /// Position of the log; the latest if absent.
+        #[arg(long)]
+        position: Option<u64>,
+    },
+    /// A file of the phone's flash.
+    Get {
+        phone: String,
+        path: PathBuf,
+        /// Where to write it; `-` for standard output. The file's own name if absent.
+        #[arg(long, short)]
+        output: Option<PathBuf>,
+        #[arg(long)]
+        position: Option<u64>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum UserCommand {
+    /// All users.
+    List,
+    /// Make a user; reads the password from standard input.
+    Add {
+        name: String,
+        /// helpdesk, admin or mai
+        #[arg(long)]
+        role: crate::identity::Role,
+    },
+    /// Set a user's password; reads it from standard input.
+    Passwd { name: String },
+    /// Change a user's role.
+    Role { name: String, role: crate::identity::Role },
+    /// Remove a user.
+    Remove { name: String },
+}
+
+pub(super) async fn phones(client: &Client, command: PhonesCommand, json_wanted: bool) -> anyhow::Result<()> {
+    match command {
+        PhonesCommand::List => {
+            let reply = client.get("/api/phones").await?;
+            let columns = ["serial", "id", "model", "standing", "connected", "sync.applied", "twin.state"];
+            show_list(&reply, "phones", &columns, json_wanted)
+        }
+        PhonesCommand::Show { phone } => show(&client.get(&format!("/api/phones/{}", segment(&phone))).await?),
+        PhonesCommand::Release { phone, reason } => {
+            let path = format!("/api/phones/{}/release", segment(&phone));
+            report(&client.post(&path, json!({"reason": reason})).await?, json_wanted, "standing")
+        }
+        PhonesCommand::Quarantine { phone, reason } => {
+            let path = format!("/api/phones/{}/quarantine", segment(&phone));
+            report(&client.post(&path, json!({"reason": reason})).await?, json_wanted, "standing")
+        }
+        PhonesCommand::Prove { phone } => {
+            let path = format!("/api/phones/{}", segment(&phone));
+            let before = client.get(&path).await?["sync"]["proof"]["at"].clone();
+            client.post(&format!("{path}/prove"), json!({})).await?;
+            for _ in 0..60 {
+                let proof = client.get(&path).await?["sync"]["proof"].clone();
+                if proof["at"] != before {
+                    return show(&proof);
+                }
+                tokio::time::sleep(FOLLOW_EVERY).await;
+            }
+            bail!("the phone has not told its root hash yet; `pollux phones show` will have it")
+        }
+        PhonesCommand::Conflicts { phone } => {
+            let reply = client.get(&format!("/api/phones/{}/conflicts", segment(&phone))).await?;
+            show_list(&reply, "conflicts", &["id", "at", "path", "text", "dismissed"], json_wanted)
+        }
+    }
+}
+
+pub(super) async fn code(client: &Client, command: CodeCommand, json_wanted: bool) -> anyhow::Result<()> {
+    match command {
+        CodeCommand::New { note, hours } => {
+            let reply = client.post("/api/codes", json!({"note": note, "expires_in_hours": hours})).await?;
+            if json_wanted {
+                return show(&reply);
+            }
+            println!("Code:       {}", text(&reply["code"]));
+            println!("CA SHA-256: {}", text(&reply["ca_sha256"]));
+            println!("Expires:    {}", text(&reply["expires_at"]));
+            Ok(())
+        }
+        CodeCommand::List => {
+            let reply = client.get("/api/codes").await?;
+            show_list(&reply, "codes", &["id", "state", "note", "by", "expires_at", "used_by"], json_wanted)
+        }
+        CodeCommand::Delete { id } => client.delete(&format!("/api/codes/{}", segment(&id))).await,
+    }
+}
+
+pub(super) async fn twin(client: &Client, command: TwinCommand, json_wanted: bool) -> anyhow::Result<()> {
+    let path = |phone: &str, end: &str| format!("/api/phones/{}/twin{end}", segment(phone));
+    match command {
+        TwinCommand::Start { phone } => {
+            report(&client.post(&path(&phone, "/start"), json!({})).await?, json_wanted, "state")
+        }
+        TwinCommand::Park { phone } => {
+            report(&client.post(&path(&phone, "/park"), json!({})).await?, json_wanted, "state")
+        }
+        TwinCommand::Stop { phone } => {
+            report(&client.post(&path(&phone, "/stop"), json!({})).await?, json_wanted, "state")
+        }
+        TwinCommand::Show { phone } => show(&client.get(&path(&phone, "")).await?),
+        TwinCommand::Screenshot { phone, file } => {
+            let picture = client.download(&path(&phone, "/screen.png")).await?.bytes().await?;
+            std::fs::write(&file, picture).with_context(|| format!("cannot write {}", file.display()))
+        }
+        TwinCommand::Console { phone } => {
+            print!("{}", client.download(&path(&phone, "/console")).await?.text().await?);
+            Ok(())
+        }
+    }
+}
+
+pub(super) async fn files(client: &Client, command: FilesCommand, json_wanted: bool) -> anyhow::Result<()> {
+    let query = |path: &PathBuf, position: Option<u64>| {
+        use std::os::unix::ffi::OsStrExt;
+        let position = position.map(|position| format!("&position={position}")).unwrap_or_default();
+        format!("?path={}{position}", crate::http::encode_path(path.as_os_str().as_bytes()))
+    };
+    match command {
+        FilesCommand::Ls { phone, path, position } => {
+            let reply = client.get(&format!("/api/phones/{}/files{}", segment(&phone), query(&path, position))).await?;
+            show_list(&reply, "entries", &["kind", "mode", "uid", "size", "modified_at", "name"], json_wanted)
+        }
+        FilesCommand::Get { phone, path, output, position } => {
+            let url = format!("/api/phones/{}/files/content{}", segment(&phone), query(&path, position));
+            let mut response = client.download(&url).await?;
+            let name = output.or_else(|| path.file_name().map(PathBuf::from)).context("which file?")?;
+            let mut out: Box<dyn Write> = match name.as_os_str() == "-" {
+                true => Box::new(std::io::stdout()),
+                false => Box::new(
+                    std::fs::File::create(&name).with_context(|| format!("cannot write {}", name.display()))?,
+                ),
+            };
+            while let Some(piece) = response.chunk().await? {
+                out.write_all(&piece)?;
+            }
+            Ok(out.flush()?)
+        }
+    }
+}
+
+pub(super) async fn log(
+    client: &Client,
+    phone: &str,
+    limit: usize,
+    follow: bool,
+    json_wanted: bool,
+) -> anyhow::Result<()> {
+    let base = format!("/api/phones/{}/log", segment(phone));
+    let mut page = client.get(&format!("{base}?limit={limit}")).await?;
+    loop {
+        let events = page["events"].as_array().cloned().unwrap_or_default();
+        for event in &events {
+            if json_wanted {
+                println!("{event}");
+            } else {
+                let field = |key: &str| text(&event[key]);
+                println!("{:>8}  {}  {:<8} {:<8} {}", field("position"), field("at"), field("origin"), field("kind"), field("summary"));
+            }
+        }
+        let seen = events.last().map_or(page["last"].clone(), |event| event["position"].clone());
+        if events.is_empty() {
+            if !follow {
+                return Ok(());
+            }
+            tokio::time::sleep(FOLLOW_EVERY).await;
+        } else if !follow {
+            return Ok(());
+        }
+        page = client.get(&format!("{base}?after={seen}&limit=1000")).await?;
+    }
+}
+
+pub(super) async fn user(client: &Client, command: UserCommand, json_wanted: bool) -> anyhow::Result<()> {
+    match command {
+        UserCommand::List => {
+            show_list(&client.get("/api/users").await?, "users", &["name", "role", "created_at"], json_wanted)
+        }
+        UserCommand::Add { name, role } => {
+            let body = json!({"name": name, "role": role, "password": password()?});
+            report(&client.post("/api/users", body).await?, json_wanted, "role")
+        }
+        UserCommand::Passwd { name } => {
+            let body = json!({"password": password()?});
+            client.patch(&format!("/api/users/{}", segment(&name)), body).await.map(drop)
+        }
+        UserCommand::Role { name, role } => {
+            client.patch(&format!("/api/users/{}", segment(&name)), json!({"role": role})).await.map(drop)
+        }
+        UserCommand::Remove { name } => client.delete(&format!("/api/users/{}", segment(&name))).await,
+    }
+}
+
+fn password() -> anyhow::Result<String> {
+    eprint!("Password (at least 10 characters): ");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).context("cannot read the password")?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn show(value: &Value) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn show_list(reply: &Value, key: &str, columns: &[&str], json_wanted: bool) -> anyhow::Result<()> {
+    if json_wanted {
+        return show(reply);
+    }
+    print!("{}", table::render(columns, reply[key].as_array().map(Vec::as_slice).unwrap_or_default()));
+    Ok(())
+}
+
+fn report(reply: &Value, json_wanted: bool, key: &str) -> anyhow::Result<()> {
+    if json_wanted {
+        return show(reply);
+    }
+    println!("{}", text(&reply[key]));
+    Ok(())
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// One segment of a URL's path.
+fn segment(text: &str) -> String {
+    crate::http::encode_path(text.as_bytes()).replace('/', "%2F")
+}
