@@ -1,0 +1,13 @@
+//! A hostile guest on the touch panel.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use vmm::virtio::fake_driver::FakeDriver;
+use vmm::virtio::hostile_driver::play;
+
+use vmm::virtio::input::Input;
+
+fuzz_target!(|script: &[u8]| {
+    let device = Input::touch(36, 72).expect("a panel");
+    play(&mut FakeDriver::started(device), &mut [], script);
+});
