@@ -51,6 +51,8 @@ impl Devices {
                 match open(&path, self.size) {
                     Ok(Some(input)) => self.open.push(input),
                     Ok(None) => {}
+                    // Until it is handed to this user, which is a change that wakes us again.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
                     Err(error) => eprintln!("handset: {}: {error}", path.display()),
                 }
             }

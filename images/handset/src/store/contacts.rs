@@ -47,8 +47,9 @@ impl Store {
                 replace_card(&text, *index, Some(contact))
             }
             None => {
-                saved.place = Some((self.free_contact_path(&contact.name), 0));
-                write_card(contact, &[])
+                let card = write_card(contact, &[]);
+                saved.place = Some((self.new_contact_path(&contact.name, &card), 0));
+                card
             }
         };
         let Some((path, _)) = &saved.place else {
@@ -70,8 +71,9 @@ impl Store {
         atomic::write(path, rest.as_bytes(), 0o644, WHAT)
     }
 
-    /// A file name made of the contact's name, so that the same input gives the same file.
-    fn free_contact_path(&self, name: &str) -> PathBuf {
+    /// A file name made of the contact's name, so that the same input gives the same file. A file
+    /// that already holds just this card is taken as the same contact.
+    fn new_contact_path(&self, name: &str, card: &str) -> PathBuf {
         let mut slug = String::new();
         for c in name.to_lowercase().chars().take(60) {
             if c.is_alphanumeric() {
@@ -91,7 +93,9 @@ impl Store {
                     format!("{slug}-{n}.vcf")
                 })
             })
-            .find(|path| !path.exists())
+            .find(|path| {
+                !path.exists() || std::fs::read(path).is_ok_and(|held| held == card.as_bytes())
+            })
             .unwrap_or_else(|| folder.join("contact.vcf"))
     }
 }
