@@ -284,12 +284,17 @@ impl TryFrom<wire::Put> for Node {
                 Content::Symlink { target: put.link_target }
             }
         };
-        if put.mode > 0o7777 {
-            return Err(EventError::Malformed("a file's mode"));
-        }
-        Ok(Self { mode: put.mode, uid: put.uid, gid: put.gid, mtime_ns: put.mtime_ns, content })
+        let mode = match content {
+            Content::Symlink { .. } => SYMLINK_MODE,
+            _ if put.mode > 0o7777 => return Err(EventError::Malformed("a file's mode")),
+            _ => put.mode,
+        };
+        Ok(Self { mode, uid: put.uid, gid: put.gid, mtime_ns: put.mtime_ns, content })
     }
 }
+
+/// Symbolic links have no mode of their own on Linux.
+pub const SYMLINK_MODE: u32 = 0o777;
 
 fn regular(size: u64, chunks: Vec<wire::Chunk>) -> Result<Content, EventError> {
     check_count("chunks of a file", chunks.len(), FILE_CHUNKS_MAX)?;
@@ -391,7 +396,8 @@ mod tests {
     }
 
     fn put(content: Content) -> Kind {
-        let node = Node { mode: 0o644, uid: 1000, gid: 1000, mtime_ns: -5, content };
+        let mode = if matches!(content, Content::Symlink { .. }) { SYMLINK_MODE } else { 0o644 };
+        let node = Node { mode, uid: 1000, gid: 1000, mtime_ns: -5, content };
         Kind::File(FileChange { path: PhonePath::new(&b"/home/user/a\n\xff"[..]).unwrap(), op: FileOp::Put(node) })
     }
 

@@ -329,6 +329,7 @@ impl Tracker {
     /// A rename keeps subtrees from being described again - if it is still what the disk shows.
     fn follow_rename(&mut self, from: &PhonePath, to: &PhonePath) {
         let Some(known) = self.tree.get(from) else { return };
+        let known_kind = known.entry.kind;
         let target_is_it = matches!(beneath::stat(to), Ok(Some(stat))
             if stat.inode == known.inode && stat.kind == Some(known.entry.kind));
         let source_is_gone = match beneath::stat(from) {
@@ -351,6 +352,11 @@ impl Tracker {
             self.pending.changes.push(KnownChange::Move(from.clone(), to.clone()));
             let op = FileOp::Rename { to: to.clone() };
             self.draft(Kind::File(FileChange { path: from.clone(), op }));
+            if known_kind == FileKind::Directory {
+                // The disk is ahead of the notices: what was last found at the old path may have been in a directory made
+                // there since.
+                self.walk.push(Walk { directory: to.clone(), deep: true, resend: false });
+            }
         }
     }
 

@@ -1,0 +1,11 @@
+//! The whole agent against a fake appliance, over real TLS and real file systems.
+//!
+//! Files are watched with fanotify, which needs root: tests that need it say so by name when they cannot run.
+
+mod apply;
+mod breaks;
+mod enrolment;
+mod fake_appliance;
+mod files;
+mod harness;
+mod trouble;
