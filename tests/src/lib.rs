@@ -1,3 +1,6 @@
 //! What tests share: machines and peers to run against.
 
+pub mod appliance;
+pub mod demo;
 pub mod qemu;
+pub mod targets;

@@ -1,0 +1,274 @@
+//! A real appliance in a process of its own, and its API as the console uses it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use reqwest::blocking::{Client, RequestBuilder};
+use serde_json::{Value, json};
+
+/// How long anything may take before a test gives up: an emulated phone on a busy machine is slow.
+pub const PATIENCE: Duration = Duration::from_secs(240);
+/// Between two looks at something that nobody announces.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Looks until `found` finds something; says `what` was awaited when it never does.
+pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(thing) = found().with_context(|| format!("while waiting for {what}"))? {
+            return Ok(thing);
+        }
+        ensure!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what} in vain");
+        std::thread::park_timeout(LOOK);
+    }
+}
+
+/// A binary of the workspace, built by the same call of cargo as the tests.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let tests = std::env::current_exe()?;
+    let folder = tests.ancestors().nth(2).context("tests lie in TARGET/PROFILE/deps")?;
+    let path = folder.join(name);
+    ensure!(path.exists(), "{} is not built: run scripts/test, or cargo build --workspace", path.display());
+    Ok(path)
+}
+
+/// A process that ends with its handle.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`; what it prints goes to the file `log`.
+    pub fn start(mut command: Command, log: PathBuf) -> Result<Process> {
+        let out = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        let child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
+        Ok(Process { child, log })
+    }
+
+    pub fn ensure_alive(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("the process ended with {status}:\n{}", self.printed());
+        }
+        Ok(())
+    }
+
+    pub fn printed(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// As Ctrl-C does; waits for the end.
+    pub fn interrupt(&mut self) -> Result<()> {
+        let id = self.child.id().to_string();
+        ensure!(Command::new("kill").args(["-INT", &id]).status()?.success(), "cannot interrupt {id}");
+        wait_for("the process to end", || Ok(self.child.try_wait()?)).map(drop)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let id = self.child.id().to_string();
+        // Politely first, so that it can end what it has started itself; it may be gone already.
+        let asked = Command::new("kill").args(["-TERM", &id]).stderr(Stdio::null()).status();
+        let start = Instant::now();
+        while asked.is_ok() && start.elapsed() < Duration::from_secs(20) {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::park_timeout(LOOK);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A running appliance with data of its own.
+pub struct Appliance {
+    process: Process,
+    data: tempfile::TempDir,
+    console: String,
+    sync: String,
+    pub ca_sha256: String,
+    client: Client,
+    token: String,
+}
+
+impl Appliance {
+    pub fn start() -> Result<Appliance> {
+        Self::start_in(tempfile::tempdir()?, "127.0.0.1:0", "127.0.0.1:0")
+    }
+
+    fn start_in(data: tempfile::TempDir, http: &str, sync: &str) -> Result<Appliance> {
+        let endpoint = data.path().join("appliance.json");
+        // One that was killed leaves it behind.
+        if endpoint.exists() {
+            std::fs::remove_file(&endpoint)?;
+        }
+        let config = data.path().join("pollux.toml");
+        let images = image_builder::cache_dir().join("images");
+        std::fs::write(&config, format!("[images]\nfolder = {:?}\n", images.display().to_string()))?;
+        let mut command = Command::new(binary("pollux")?);
+        command.arg("serve").arg("--data").arg(data.path()).arg("--config").arg(&config).args(["--http", http, "--sync", sync]);
+        let mut process = Process::start(command, data.path().join("trace"))?;
+        let told = wait_for("the appliance to run", || {
+            process.ensure_alive()?;
+            Ok(std::fs::read(&endpoint).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok()))
+        })?;
+        let text = |key: &str| told[key].as_str().map(str::to_owned).with_context(|| format!("no {key} in {told}"));
+        // A second installation is refused, and the first is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let ca = reqwest::Certificate::from_pem(text("ca_pem")?.as_bytes())?;
+        let client = Client::builder().add_root_certificate(ca).timeout(PATIENCE).build()?;
+        let token = std::fs::read_to_string(data.path().join("cli.token"))?.trim().to_owned();
+        let (console, sync, ca_sha256) = (text("console")?, text("sync")?, text("ca_sha256")?);
+        Ok(Appliance { process, data, console, sync, ca_sha256, client, token })
+    }
+
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    pub fn console(&self) -> String {
+        format!("https://{}", self.console)
+    }
+
+    /// Where phones connect.
+    pub fn sync(&self) -> &str {
+        &self.sync
+    }
+
+    /// What it traced so far.
+    pub fn trace(&self) -> String {
+        self.process.printed()
+    }
+
+    /// The password of `admin` that it made and printed at its first start.
+    pub fn first_password(&self) -> Result<String> {
+        let printed = self.trace();
+        let line = printed.lines().find_map(|line| line.strip_prefix("Login:")).context("no login was printed")?;
+        let password = line.split_once('/').and_then(|(_, rest)| rest.split_whitespace().next());
+        password.map(str::to_owned).with_context(|| format!("no password in {line:?}"))
+    }
+
+    /// Processes below it: its twins.
+    pub fn twins(&self) -> Result<Vec<u32>> {
+        let path = format!("/proc/{0}/task/{0}/children", self.process.id());
+        Ok(std::fs::read_to_string(path)?.split_whitespace().filter_map(|id| id.parse().ok()).collect())
+    }
+
+    /// kill -9, then starts again on the same data and addresses.
+    pub fn killed_and_restarted(mut self) -> Result<Appliance> {
+        self.process.kill()?;
+        let (http, sync) = (self.console.clone(), self.sync.clone());
+        Self::start_in(self.data, &http, &sync)
+    }
+
+    /// kill -9; [`Down::start`] starts it again.
+    pub fn kill(mut self) -> Result<Down> {
+        self.process.kill()?;
+        Ok(Down { data: self.data, http: self.console, sync: self.sync })
+    }
+
+    /// Ctrl-C; everything it has started must be gone.
+    pub fn stop(mut self) -> Result<()> {
+        self.process.interrupt()
+    }
+
+    fn send(&self, request: RequestBuilder) -> Result<reqwest::blocking::Response> {
+        let reply = request.bearer_auth(&self.token).send()?;
+        if !reply.status().is_success() {
+            bail!("{} {}: {}", reply.status(), reply.url().path().to_owned(), reply.text()?);
+        }
+        Ok(reply)
+    }
+
+    pub fn get(&self, path: &str) -> Result<Value> {
+        Ok(self.send(self.client.get(format!("{}{path}", self.console())))?.json()?)
+    }
+
+    pub fn bytes(&self, path: &str) -> Result<Vec<u8>> {
+        Ok(self.send(self.client.get(format!("{}{path}", self.console())))?.bytes()?.to_vec())
+    }
+
+    pub fn post(&self, path: &str, body: Value) -> Result<Value> {
+        let reply = self.send(self.client.post(format!("{}{path}", self.console())).json(&body))?;
+        let text = reply.text()?;
+        Ok(if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? })
+    }
+
+    pub fn put(&self, path: &str, body: Value) -> Result<Value> {
+        Ok(self.send(self.client.put(format!("{}{path}", self.console())).json(&body))?.json()?)
+    }
+
+    pub fn delete(&self, path: &str) -> Result<()> {
+        self.send(self.client.delete(format!("{}{path}", self.console()))).map(drop)
+    }
+
+    /// The phone, once it has told of itself.
+    pub fn registered(&self, serial: &str) -> Result<Value> {
+        wait_for(&format!("{serial} to register"), || Ok(self.get(&format!("/api/phones/{serial}")).ok()))
+    }
+
+    /// The phone, once `is` holds of it.
+    pub fn phone_when(&self, serial: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
+        wait_for(&format!("{serial}: {what}"), || {
+            let phone = self.get(&format!("/api/phones/{serial}"))?;
+            ensure!(phone["sync"]["trouble"].is_null(), "the flash does not follow: {phone}");
+            Ok(is(&phone).then_some(phone))
+        })
+        .with_context(|| self.trace())
+    }
+
+    pub fn release(&self, serial: &str) -> Result<()> {
+        self.post(&format!("/api/phones/{serial}/release"), json!({"reason": "test"})).map(drop)
+    }
+
+    /// The twin's screen as PNG.
+    pub fn twin_screen(&self, serial: &str) -> Result<Vec<u8>> {
+        self.bytes(&format!("/api/phones/{serial}/twin/screen.png"))
+    }
+
+    /// Waits until phone and flash are proven equal by root hash, at the end of the log.
+    pub fn proven_in_sync(&self, serial: &str) -> Result<Value> {
+        wait_for(&format!("{serial} to be proven in sync"), || {
+            let path = format!("/api/phones/{serial}");
+            let before = self.get(&path)?["sync"]["position"].as_u64();
+            self.post(&format!("{path}/prove"), json!({}))?;
+            let phone = self.get(&path)?;
+            let proof = &phone["sync"]["proof"];
+            Ok((proof["equal"] == true && proof["position"].as_u64() >= before).then(|| phone.clone()))
+        })
+        .with_context(|| self.trace())
+    }
+}
+
+/// An appliance that was killed.
+pub struct Down {
+    data: tempfile::TempDir,
+    http: String,
+    sync: String,
+}
+
+impl Down {
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    pub fn start(self) -> Result<Appliance> {
+        Appliance::start_in(self.data, &self.http, &self.sync)
+    }
+}

@@ -1,0 +1,131 @@
+//! A demo phone: `pollux demo`, driven as a user would, by fingers and keys on its own machine.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::appliance::{Appliance, Process, binary, wait_for};
+use crate::targets::Targets;
+
+/// A running demo phone.
+pub struct DemoPhone {
+    pub serial: String,
+    process: Process,
+    control: BufReader<UnixStream>,
+    requests: u64,
+}
+
+impl DemoPhone {
+    /// Starts a phone that reaches `appliance`, and waits until its machine runs.
+    pub fn start(appliance: &Appliance, serial: &str, code: Option<&str>) -> Result<DemoPhone> {
+        let mut command = Command::new(binary("pollux")?);
+        command.arg("demo").arg("--data").arg(appliance.data()).args(["--serial", serial]);
+        if let Some(code) = code {
+            command.args(["--code", code]);
+        }
+        let mut process = Process::start(command, appliance.data().join(format!("{serial}.trace")))?;
+        let socket: PathBuf = appliance.data().join("demo").join(serial).join("control.sock");
+        let stream = wait_for("the demo phone's machine", || {
+            process.ensure_alive()?;
+            Ok(UnixStream::connect(&socket).ok())
+        })?;
+        Ok(DemoPhone { serial: serial.to_owned(), process, control: BufReader::new(stream), requests: 0 })
+    }
+
+    /// One request to the phone's machine.
+    fn ask(&mut self, mut request: Value) -> Result<Value> {
+        self.requests += 1;
+        request["id"] = self.requests.into();
+        writeln!(self.control.get_mut(), "{request}")?;
+        loop {
+            let mut line = String::new();
+            if self.control.read_line(&mut line)? == 0 {
+                bail!("the phone's machine is gone:\n{}", self.process.printed());
+            }
+            let reply: Value = serde_json::from_str(&line)?;
+            if reply["id"] == self.requests {
+                if !reply["error"].is_null() {
+                    bail!("{request}: {}", reply["error"]);
+                }
+                return Ok(reply["ok"].clone());
+            }
+        }
+    }
+
+    /// The phone's own screen as PNG.
+    pub fn screen(&mut self) -> Result<Vec<u8>> {
+        use base64::Engine;
+        let reply = self.ask(json!({"op": "screen", "png": true}))?;
+        let png = reply["png_base64"].as_str().with_context(|| format!("no picture in {reply}"))?;
+        Ok(base64::engine::general_purpose::STANDARD.decode(png)?)
+    }
+
+    /// A number that rises with each change of the screen.
+    pub fn generation(&mut self) -> Result<u64> {
+        let reply = self.ask(json!({"op": "screen"}))?;
+        reply["generation"].as_u64().with_context(|| format!("no generation in {reply}"))
+    }
+
+    fn frame(&mut self, device: &str, events: Value) -> Result<()> {
+        self.ask(json!({"op": "input", "device": device, "events": events})).map(drop)
+    }
+
+    /// Puts a finger down and lifts it, and waits until the phone has drawn something.
+    pub fn tap(&mut self, x: u32, y: u32) -> Result<()> {
+        let before = self.generation()?;
+        self.frame("touch", json!([[3, 0x2f, 0], [3, 0x39, 1], [3, 0x35, x], [3, 0x36, y], [1, 0x14a, 1], [3, 0, x], [3, 1, y]]))?;
+        self.frame("touch", json!([[3, 0x2f, 0], [3, 0x39, -1], [1, 0x14a, 0]]))?;
+        self.drawn_since(before)
+    }
+
+    /// Taps targets one after the other, by name.
+    pub fn tap_all(&mut self, at: &Targets, names: &str) -> Result<()> {
+        for name in names.split_ascii_whitespace() {
+            let (x, y) = at.at(name)?;
+            self.tap(x, y).with_context(|| format!("tapping {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the screen has changed since `generation`, and then stands still.
+    pub fn drawn_since(&mut self, generation: u64) -> Result<()> {
+        let mut known = generation;
+        wait_for("the phone to draw", || Ok((self.generation()? > generation).then_some(())))?;
+        // Still for one whole wait of the machine's own.
+        loop {
+            let wait = json!({"op": "screen_wait", "after_generation": known, "timeout_ms": 700});
+            self.ask(wait)?;
+            let now = self.generation()?;
+            if now == known {
+                return Ok(());
+            }
+            known = now;
+        }
+    }
+
+    /// Types on the hardware keyboard: lower-case letters, digits, space, and what else `key_code` knows.
+    pub fn type_text(&mut self, text: &str) -> Result<()> {
+        let before = self.generation()?;
+        for letter in text.chars() {
+            let code = key_code(letter).with_context(|| format!("no key for {letter:?}"))?;
+            self.frame("keyboard", json!([[1, code, 1]]))?;
+            self.frame("keyboard", json!([[1, code, 0]]))?;
+        }
+        self.drawn_since(before)
+    }
+}
+
+/// Linux key codes of a US keyboard [input-event-codes.h].
+fn key_code(letter: char) -> Option<u16> {
+    const ROWS: [(&str, u16); 4] = [("1234567890-=", 2), ("qwertyuiop", 16), ("asdfghjkl;'", 30), ("zxcvbnm,./", 44)];
+    match letter {
+        ' ' => return Some(57),
+        '\n' => return Some(28),
+        _ => {}
+    }
+    ROWS.iter().find_map(|(row, first)| row.find(letter).map(|at| first + at as u16))
+}
