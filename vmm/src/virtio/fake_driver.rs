@@ -82,6 +82,7 @@ struct Seen {
     level: bool,
     rises: u64,
     written: Vec<(u64, u64)>,
+    reports_while_raised: u64,
 }
 
 impl IrqChip for Witness {
@@ -98,7 +99,9 @@ impl VcpuHandle for Witness {
     fn set_irq(&self, _asserted: bool) {}
     fn stop(&self) {}
     fn written(&self, address: u64, len: u64) {
-        lock(&self.seen).written.push((address, len));
+        let mut seen = lock(&self.seen);
+        seen.reports_while_raised += u64::from(seen.level);
+        seen.written.push((address, len));
     }
 }
 
@@ -199,6 +202,11 @@ impl<D: VirtioDevice> FakeDriver<D> {
         let lent = (0..size).map(|_| None).collect();
         self.queues.push(Queue { size, descriptors, available, used, free, next_available: 0, next_used: 0, lent });
         true
+    }
+
+    /// The features that were accepted.
+    pub fn features(&self) -> u64 {
+        self.features
     }
 
     pub fn queue_count(&self) -> usize {
@@ -401,6 +409,11 @@ impl<D: VirtioDevice> FakeDriver<D> {
     /// Ranges of guest RAM that the device reported since the last call.
     pub fn reported_writes(&self) -> Vec<(u64, u64)> {
         std::mem::take(&mut lock(&self.witness.seen).written)
+    }
+
+    /// Writes that were reported while the interrupt was already raised: for a single request, too late.
+    pub fn late_reports(&self) -> u64 {
+        lock(&self.witness.seen).reports_while_raised
     }
 
     pub fn interrupt_level(&self) -> bool {

@@ -77,6 +77,8 @@ struct State {
     last_unique: u64,
     outward: VecDeque<u8>,
     inward: Vec<u8>,
+    /// Where the stream is read into, kept so that it need not be made anew.
+    piece: Vec<u8>,
     lost: bool,
 }
 
@@ -167,17 +169,22 @@ impl State {
 
     /// Reads replies that have come.
     fn receive(&mut self, mut channel: &UnixStream) {
-        let mut piece = vec![0; PIECE_BYTES];
+        self.piece.resize(PIECE_BYTES, 0);
         for _ in 0..PIECES_MAX {
-            match channel.read(&mut piece) {
+            let len = match channel.read(&mut self.piece) {
                 Ok(0) => return self.lose("the server closed it"),
-                Ok(len) => self.inward.extend_from_slice(&piece[..len]),
+                Ok(len) => len,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return self.lose(&error.to_string()),
-            }
+            };
+            self.inward.extend_from_slice(&self.piece[..len]);
             if let Err(reason) = self.take_replies() {
                 return self.lose(reason);
+            }
+            if len < PIECE_BYTES {
+                // Most likely that was all; if not, the poll says so.
+                return;
             }
         }
     }
@@ -194,7 +201,9 @@ impl State {
             self.answer(reply);
             rest = following;
         }
-        self.inward = rest.to_vec();
+        let taken = inward.len() - rest.len();
+        self.inward = inward;
+        self.inward.drain(..taken);
         Ok(())
     }
 

@@ -264,6 +264,9 @@ impl<D: VirtioDevice> Transport for MmioTransport<D> {
         if [saved.driver.layouts.len(), saved.ready.len(), saved.progress.len()] != [count; 3] {
             return Err(self.damaged("it has another number of queues"));
         }
+        if saved.driver.features & !self.offered() != 0 {
+            return Err(self.damaged("its driver uses features that this device does not have"));
+        }
         self.driver = saved.driver;
         let event_idx = self.driver.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         for (index, queue) in self.queues.iter().enumerate() {

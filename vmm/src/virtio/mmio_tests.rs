@@ -27,6 +27,7 @@ fn serves_requests_and_reports_what_it_wrote() {
     assert_ne!(data, [0; 32]);
     let reported: u64 = driver.reported_writes().iter().map(|w| w.1).sum();
     assert_eq!(reported, 32);
+    assert_eq!(driver.late_reports(), 0);
     driver.send(0, &[Part::In(1)]);
     assert!(driver.interrupt_level());
     driver.write32(reg::INTERRUPT_ACK, 1);
@@ -217,6 +218,16 @@ fn a_saved_transport_goes_on_where_it_stood() {
 fn damaged_state_is_refused() {
     let driver = started();
     let good = driver.transport.save();
+    let json = String::from_utf8(good[4..].to_vec()).unwrap();
+    let features = driver.features();
+    for foreign in [format!("{}", features | 1), format!("{features},\"more\":[{{")] {
+        let json = json.replacen(&format!("\"features\":{features}"), &format!("\"features\":{foreign}"), 1);
+        let state = [&(json.len() as u32).to_le_bytes(), json.as_bytes()].concat();
+        assert!(matches!(
+            FakeDriver::new(Rng::new()).transport.restore(&state),
+            Err(RestoreError::Damaged { .. })
+        ));
+    }
     for state in [&good[..0], &good[..3], &good[..good.len() - 1], &[0; 4], &[0xff; 64]] {
         assert!(matches!(
             FakeDriver::new(Rng::new()).transport.restore(state),

@@ -60,6 +60,8 @@ struct State {
     outward: VecDeque<u8>,
     /// Bytes of the stream that have not become a frame in the guest.
     inward: Vec<u8>,
+    /// Where the stream is read into, kept so that it need not be made anew.
+    piece: Vec<u8>,
     down: bool,
 }
 
@@ -112,16 +114,16 @@ impl State {
 
     /// Reads from the stream as long as the guest takes the frames.
     fn receive(&mut self, mut channel: &UnixStream) {
-        let mut piece = vec![0; PIECE_BYTES];
+        self.piece.resize(PIECE_BYTES, 0);
         for _ in 0..PIECES_MAX {
             match self.deliver() {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(reason) => return self.link_down(reason),
             }
-            match channel.read(&mut piece) {
+            match channel.read(&mut self.piece) {
                 Ok(0) => return self.link_down("the other side closed it"),
-                Ok(len) => self.inward.extend_from_slice(&piece[..len]),
+                Ok(len) => self.inward.extend_from_slice(&self.piece[..len]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return self.link_down(&error.to_string()),

@@ -86,19 +86,22 @@ impl Drop for Worker {
 
 fn run(outside: &impl Outside, kick: &Kick, stop: &AtomicBool, guest: &GuestAccess) {
     loop {
-        wait(outside, kick);
-        kick.clear();
+        if wait(outside, kick) {
+            kick.clear();
+        }
         let Some(_pass) = guest.enter(stop) else { return };
         outside.work();
     }
 }
 
-/// Waits for a kick or a channel. A failing poll (out of kernel memory) is a wake-up too many, no more.
-fn wait(outside: &impl Outside, kick: &Kick) {
+/// Waits for a kick or a channel; says whether it was a kick. A failing poll (out of kernel memory) is a wake-up too
+/// many, no more.
+fn wait(outside: &impl Outside, kick: &Kick) -> bool {
     let mut fds = vec![PollFd::new(kick.0.as_fd(), PollFlags::POLLIN)];
     let wanted = outside.interests().into_iter().filter(|(_, flags)| !flags.is_empty());
     fds.extend(wanted.map(|(fd, flags)| PollFd::new(fd, flags)));
     if let Err(error) = nix::poll::poll(&mut fds, PollTimeout::NONE) {
         tracing::debug!(%error, "poll");
     }
+    fds[0].any().unwrap_or(false)
 }
