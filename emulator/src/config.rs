@@ -193,7 +193,7 @@ impl TwinConfig {
 
     fn check(&self) -> Result<(), ConfigError> {
         let invalid = |text: String| Err(ConfigError::Invalid(text));
-        if !RAM_MIB.contains(&self.ram_mib) || self.ram_mib % 2 != 0 {
+        if !RAM_MIB.contains(&self.ram_mib) || !self.ram_mib.is_multiple_of(2) {
             return invalid(format!("ram_mib is {}; give an even number from {} to {}", self.ram_mib, RAM_MIB.start(), RAM_MIB.end()));
         }
         for side in [self.display.width, self.display.height] {

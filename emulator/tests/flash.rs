@@ -2,6 +2,7 @@
 
 mod process;
 
+use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use flash::{Flashes, TwinView, fuse};
 use serde_json::json;
 use store::Store;
 
-use process::{BACK, NOTES, Twin, add_to_cmdline, image};
+use process::{BACK, NOTES, PATIENCE, Twin, add_to_cmdline, image};
 
 /// Serves the view to whoever connects, for as long as the test runs.
 fn serve(socket: &Path, view: TwinView) {
@@ -66,4 +67,47 @@ fn a_twin_lives_on_its_flash_and_is_restored_with_it() {
     twin.changed_screen(before);
     twin.get(json!({"op": "stop"}));
     assert!(twin.ended().success());
+}
+
+/// A machine saved at the gate has touched no flash yet: any phone's twin may begin with it.
+#[test]
+fn twins_begin_with_a_machine_saved_at_the_gate() {
+    const GATE: &str = "org.pollux.gate";
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    let start = |phone: &str, restore: bool| {
+        let folder = dir.path().join(phone);
+        std::fs::create_dir(&folder).unwrap();
+        let (flash, gate) = (folder.join("flash.sock"), folder.join("gate.sock"));
+        serve(&flash, view());
+        let listener = UnixListener::bind(&gate).unwrap();
+        let twin = Twin::start(&folder, |config| {
+            config["flash"] = json!({"tag": "flash", "socket": flash});
+            config["ports"] = json!([{"name": GATE, "socket": gate}]);
+            add_to_cmdline(config, "pollux.root=virtiofs:flash pollux.gate=1");
+            if restore {
+                config["restore"] = json!(base);
+            }
+        });
+        (twin, listener)
+    };
+    let (mut twin, _listener) = start("base-maker", false);
+    twin.get(json!({"op": "boot"}));
+    let at_gate = twin.get(json!({"op": "port_wait", "name": GATE, "timeout_ms": PATIENCE.as_millis() as u64}));
+    assert_eq!(at_gate["open"], true, "{}", twin.console());
+    twin.get(json!({"op": "pause"}));
+    twin.get(json!({"op": "save", "path": base}));
+    twin.get(json!({"op": "stop"}));
+    assert!(twin.ended().success());
+
+    for phone in ["phone-1", "phone-2"] {
+        let (mut twin, listener) = start(phone, true);
+        let (mut gate, _) = listener.accept().unwrap();
+        let before = twin.generation();
+        twin.get(json!({"op": "resume"}));
+        gate.write_all(b"go time=1900000000\n").unwrap();
+        twin.changed_screen(before);
+        twin.get(json!({"op": "stop"}));
+        assert!(twin.ended().success());
+    }
 }

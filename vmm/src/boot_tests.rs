@@ -175,7 +175,7 @@ fn parse(ram: &GuestRam, at: u64) -> BTreeMap<String, Vec<u8>> {
                 let mut value = vec![0; len];
                 ram.read_slice(&mut value, GuestAddress(at + offset + 8)).unwrap();
                 found.insert(format!("{}/{name}", path.join("/")), value);
-                offset += 8 + (len as u64 + 3 & !3);
+                offset += 8 + ((len as u64 + 3) & !3);
             }
             4 => {}
             9 => return found,

@@ -18,7 +18,8 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use nix::poll::PollFlags;
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,23 @@ struct Shared {
     names: Vec<String>,
     kick: Kick,
     state: Mutex<State>,
+    /// A program in the guest has opened or closed a port.
+    opened: Condvar,
+}
+
+/// Looks at the ports from outside; cloning shares them.
+#[derive(Clone)]
+pub struct Ports(Arc<Shared>);
+
+impl Ports {
+    /// Waits, at most so long, until a program in the guest has the port open; says whether one has. There is no such port: no.
+    pub fn wait_open(&self, name: &str, timeout: Duration) -> bool {
+        let Some(index) = self.0.names.iter().position(|n| n == name) else { return false };
+        let state = lock(&self.0.state);
+        let closed = |state: &mut State| !state.ports[index].guest_open;
+        let (state, _) = self.0.opened.wait_timeout_while(state, timeout, closed).expect("nobody panics looking at ports");
+        state.ports[index].guest_open
+    }
 }
 
 #[derive(Default)]
@@ -118,8 +136,12 @@ impl Console {
         ports.iter().try_for_each(|p| p.channel.set_nonblocking(true))?;
         let state = State { ports: vec![Port::default(); ports.len()], ..State::default() };
         let (names, channels) = ports.into_iter().map(|p| (p.name, p.channel)).unzip();
-        let shared = Shared { channels, names, kick: Kick::new()?, state: Mutex::new(state) };
+        let shared = Shared { channels, names, kick: Kick::new()?, state: Mutex::new(state), opened: Condvar::new() };
         Ok(Self { shared: Arc::new(shared), worker: None })
+    }
+
+    pub fn ports(&self) -> Ports {
+        Ports(self.shared.clone())
     }
 }
 
@@ -339,6 +361,7 @@ impl VirtioDevice for Console {
             _ => {}
         }
         drop(state);
+        self.shared.opened.notify_all();
         // What the worker waits for may be another thing now.
         self.shared.kick.kick();
     }
@@ -376,6 +399,7 @@ impl VirtioDevice for Console {
         }
         state.serve_control_in();
         drop(state);
+        self.shared.opened.notify_all();
         self.shared.kick.kick();
         Ok(())
     }

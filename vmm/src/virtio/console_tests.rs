@@ -205,3 +205,22 @@ fn a_reset_starts_over() {
     say(&mut driver, 1, PORT_OPEN, 1);
     assert_eq!(driver.wait_used(4).data, b"early");
 }
+
+#[test]
+fn tells_outside_whether_a_program_has_a_port_open() {
+    let (console, _peers) = console(&["org.pollux.gate", "org.pollux.poke"]);
+    let ports = console.ports();
+    let mut driver = FakeDriver::started(console);
+    let at_once = Duration::ZERO;
+    assert!(!ports.wait_open("org.pollux.gate", at_once));
+    assert!(!ports.wait_open("org.pollux.none", at_once));
+    let waiting = std::thread::spawn({
+        let ports = ports.clone();
+        move || ports.wait_open("org.pollux.gate", Duration::from_secs(60))
+    });
+    say(&mut driver, 0, PORT_OPEN, 1);
+    assert!(waiting.join().unwrap());
+    assert!(!ports.wait_open("org.pollux.poke", at_once));
+    say(&mut driver, 0, PORT_OPEN, 0);
+    assert!(!ports.wait_open("org.pollux.gate", at_once));
+}

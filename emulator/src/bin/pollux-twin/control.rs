@@ -13,12 +13,13 @@
 //! | `input_drained` | | `drained`: the guest has taken all input |
 //! | `screen` | `png` (false) | `width`, `height`, `generation`, `sha256`, `png_base64` |
 //! | `screen_wait` | `after_generation`, `timeout_ms` | `generation`, `changed` |
+//! | `port_wait` | `name`, `timeout_ms` | `open`: a program in the guest has that console port open |
 //! | `poke` | `paths` | |
 //! | `console` | `bytes` (65536) | `tail` |
 //! | `type` | `text` | `taken`: bytes that the serial console had room for |
 //!
 //! Events: `{"event":"exit","reason":"power_off|reset|fault","detail":...}`. Requests of one client are answered in order, but for
-//! `screen_wait`, which is answered when it is over. `id` may be any JSON value and comes back as it was. A line that is too long, and a client that
+//! `screen_wait` and `port_wait`, which are answered when they are over. `id` may be any JSON value and comes back as it was. A line that is too long, and a client that
 //! does not read its replies, end the connection; anything else that is wrong is answered with an error.
 
 use std::collections::HashMap;
@@ -46,7 +47,7 @@ const CLIENTS_MAX: usize = 16;
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// Replies that wait for a client to read them.
 const REPLIES_WAITING_MAX: usize = 64;
-/// Waits for the screen that one client may have under way.
+/// Waits that one client may have under way.
 const WAITS_MAX: usize = 4;
 const WAIT_MS_MAX: u64 = 60_000;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -180,6 +181,7 @@ enum Request {
     InputDrained,
     Screen { #[serde(default)] png: bool },
     ScreenWait { after_generation: u64, timeout_ms: u64 },
+    PortWait { name: String, timeout_ms: u64 },
     Poke { paths: Vec<String> },
     Console { #[serde(default = "console_bytes")] bytes: usize },
     Type { text: String },
@@ -221,7 +223,17 @@ impl Client {
             Err((id, error)) => return self.reply(&id, Err(error)),
         };
         match request {
-            Request::ScreenWait { after_generation, timeout_ms } => self.wait_for_screen(id, after_generation, timeout_ms),
+            Request::ScreenWait { after_generation: after, timeout_ms } => {
+                let screen = self.twin.screen.clone();
+                self.wait(id, timeout_ms, move |timeout| {
+                    let generation = screen.wait_beyond(after, timeout);
+                    json!({"generation": generation, "changed": generation > after})
+                });
+            }
+            Request::PortWait { name, timeout_ms } => match self.twin.ports() {
+                Ok(ports) => self.wait(id, timeout_ms, move |timeout| json!({"open": ports.wait_open(&name, timeout)})),
+                Err(error) => self.reply(&id, Err(error.to_string())),
+            },
             Request::Stop => {
                 self.twin.stop();
                 self.reply(&id, Ok(json!({})));
@@ -259,7 +271,7 @@ impl Client {
             Request::Poke { paths } => twin.poke(format!("{}\n", json!({"changed": paths})))?,
             Request::Console { bytes } => return Ok(json!({"tail": twin.console.tail(bytes)})),
             Request::Type { text } => return Ok(json!({"taken": twin.type_on_console(&text)?})),
-            Request::Stop | Request::ScreenWait { .. } => {}
+            Request::Stop | Request::ScreenWait { .. } | Request::PortWait { .. } => {}
         }
         Ok(json!({}))
     }
@@ -291,17 +303,16 @@ impl Client {
     }
 
     /// Waits on a thread of its own, so that the client's other requests go on.
-    fn wait_for_screen(&self, id: Value, after: u64, timeout_ms: u64) {
+    fn wait(&self, id: Value, timeout_ms: u64, wait: impl FnOnce(Duration) -> Value + Send + 'static) {
         if self.waits.fetch_add(1, Ordering::SeqCst) >= WAITS_MAX {
             self.waits.fetch_sub(1, Ordering::SeqCst);
-            return self.reply(&id, Err(format!("{WAITS_MAX} waits for the screen are under way already")));
+            return self.reply(&id, Err(format!("{WAITS_MAX} waits are under way already")));
         }
         let (client, id_there) = (self.clone(), id.clone());
-        let spawned = std::thread::Builder::new().name("screen-wait".into()).stack_size(64 << 10).spawn(move || {
-            let timeout = Duration::from_millis(timeout_ms.min(WAIT_MS_MAX));
-            let generation = client.twin.screen.wait_beyond(after, timeout);
+        let spawned = std::thread::Builder::new().name("wait".into()).stack_size(64 << 10).spawn(move || {
+            let answer = wait(Duration::from_millis(timeout_ms.min(WAIT_MS_MAX)));
             client.waits.fetch_sub(1, Ordering::SeqCst);
-            client.reply(&id_there, Ok(json!({"generation": generation, "changed": generation > after})));
+            client.reply(&id_there, Ok(answer));
         });
         if let Err(error) = spawned {
             self.waits.fetch_sub(1, Ordering::SeqCst);

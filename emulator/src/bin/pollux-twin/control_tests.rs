@@ -83,6 +83,7 @@ fn what_is_wrong_is_told_and_the_connection_goes_on() {
         (r#"{"id":5,"op":"pause"}"#, json!(5), "cannot pause: the machine is not booted yet"),
         (r#"{"id":6,"op":"save","path":"/x"}"#, json!(6), "not booted yet"),
         (r#"{"id":7,"op":"poke","paths":["/a"]}"#, json!(7), "not booted yet"),
+        (r#"{"id":20,"op":"port_wait","name":"a","timeout_ms":1}"#, json!(20), "not booted yet"),
         (r#"{"id":8,"op":"restore","path":"/no/such"}"#, json!(8), "cannot read snapshot /no/such"),
         (r#"{"id":9,"op":"boot"}"#, json!(9), "cannot read kernel"),
         (r#"{"id":10,"op":"input","device":"mouse","events":[]}"#, json!(10), "unknown variant `mouse`"),

@@ -17,7 +17,7 @@ use vmm::machine::{ExitReason, Machine, MachineBuilder, MachineError, State};
 use vmm::memory::{self, GuestRam, MemoryError};
 use vmm::snapshot::{self, Snapshot, SnapshotError};
 use vmm::virtio::block::Block;
-use vmm::virtio::console::{Console as ConsoleDevice, PortSpec};
+use vmm::virtio::console::{Console as ConsoleDevice, PortSpec, Ports};
 use vmm::virtio::fs::Fs;
 use vmm::virtio::gpu::{Gpu, Screen};
 use vmm::virtio::input::{Event, Input, InputError, InputSender};
@@ -76,6 +76,7 @@ struct Inner {
     /// Made with the twin, because their outside halves are there from the beginning; gone once a machine was built.
     panel: Option<Panel>,
     machine: Option<Machine>,
+    ports: Option<Ports>,
     pokes: Option<SyncSender<String>>,
 }
 
@@ -108,7 +109,7 @@ impl Twin {
             touch: touch.sender(),
             console,
             on_exit: Arc::new(on_exit),
-            inner: Mutex::new(Inner { panel: Some(Panel { gpu, keyboard, touch }), machine: None, pokes: None }),
+            inner: Mutex::new(Inner { panel: Some(Panel { gpu, keyboard, touch }), machine: None, ports: None, pokes: None }),
         })
     }
 
@@ -198,6 +199,11 @@ impl Twin {
         })
     }
 
+    /// The guest's ports, once there is a guest.
+    pub(crate) fn ports(&self) -> Result<Ports, TwinError> {
+        self.lock().ports.clone().ok_or(TwinError::WrongState { operation: "wait for a port", state: State::Created })
+    }
+
     /// Types on the serial console; says how many bytes found room.
     pub(crate) fn type_on_console(&self, text: &str) -> Result<usize, TwinError> {
         Ok(self.lock().machine("type on the console")?.uart_input().send(text.as_bytes()))
@@ -248,7 +254,9 @@ impl Twin {
         builder.add(panel.keyboard)?;
         builder.add(panel.touch)?;
         builder.add(Rng::new())?;
-        builder.add(ConsoleDevice::new(outside.ports).map_err(|e| failed("the console ports", e))?)?;
+        let console = ConsoleDevice::new(outside.ports).map_err(|e| failed("the console ports", e))?;
+        inner.ports = Some(console.ports());
+        builder.add(console)?;
         outside.disks.into_iter().try_for_each(|disk| builder.add(disk))?;
         outside.flash.into_iter().try_for_each(|flash| builder.add(flash))?;
         outside.net.into_iter().try_for_each(|net| builder.add(net))?;

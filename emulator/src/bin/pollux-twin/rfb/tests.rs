@@ -59,7 +59,7 @@ fn read<const N: usize>(stream: &mut UnixStream) -> [u8; N] {
 fn is_closed(stream: &mut UnixStream) -> bool {
     let mut rest = Vec::new();
     // A reset is as good an end as a close.
-    matches!(stream.read_to_end(&mut rest), Ok(_)) || rest.is_empty()
+    stream.read_to_end(&mut rest).is_ok() || rest.is_empty()
 }
 
 const ALL: [u8; 10] = [3, 0, 0, 0, 0, 0, 0, 100, 0, 80];
