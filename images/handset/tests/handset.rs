@@ -473,3 +473,26 @@ fn a_list_follows_the_finger_and_only_a_touch_at_rest_acts() {
         "a swipe up from the bottom goes home"
     );
 }
+
+#[test]
+fn a_touch_in_a_field_puts_the_cursor_there() {
+    let home = home();
+    let mut phone = phone(&home);
+    tap(&mut phone, "home.wifi wifi.field.network");
+    phone.type_text("Ofice");
+    // Between "O" and "f": the text begins 14 dp into the field.
+    let area = phone.find("wifi.field.network").expect("the field").area;
+    phone.send(Event::Down {
+        x: area.x + 14 + 12,
+        y: area.y + 30,
+    });
+    phone.send(Event::Up);
+    phone.type_text("f");
+    tap(&mut phone, "wifi.field.password");
+    phone.type_text("pass word ");
+    tap(&mut phone, "wifi.save");
+    assert_eq!(
+        read(&home, ".config/pollux/wifi.conf"),
+        "network=Office\nsecurity=wpa2\npassword=pass word \n"
+    );
+}

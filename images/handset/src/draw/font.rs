@@ -28,6 +28,9 @@ pub const FILES: [&str; 3] = [
 /// A cache larger than any screen's worth of text; emptied when full.
 const GLYPHS_CACHED_MAX: usize = 4096;
 
+/// Stands for characters that the font does not have.
+const MISSING: char = '□';
+
 #[derive(Debug, thiserror::Error)]
 pub enum FontError {
     #[error("reading font {path}")]
@@ -133,9 +136,22 @@ impl Fonts {
             return *found;
         }
         let face = self.face(weight);
-        let glyph = face.glyph_index(c).unwrap_or(GlyphId(0));
-        let units = f32::from(face.glyph_hor_advance(glyph).unwrap_or(0));
-        let advance = Advance { glyph, units };
+        let advance = if is_invisible(c) {
+            Advance {
+                glyph: face.glyph_index(' ').unwrap_or_default(),
+                units: 0.0,
+            }
+        } else {
+            // What the font lacks, such as emoji, is a plain box.
+            let glyph = face
+                .glyph_index(c)
+                .or_else(|| face.glyph_index(MISSING))
+                .unwrap_or_default();
+            Advance {
+                glyph,
+                units: f32::from(face.glyph_hor_advance(glyph).unwrap_or(0)),
+            }
+        };
         self.advances.borrow_mut().insert((weight, c), advance);
         advance
     }
@@ -287,6 +303,11 @@ impl Fonts {
         cache.insert(key, Rc::clone(&glyph));
         glyph
     }
+}
+
+/// Characters that only steer how others join: joiners, directions, variation selectors.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}' | '\u{fe00}'..='\u{fe0f}')
 }
 
 fn pair_adjustment(face: &Face<'_>, left: GlyphId, right: GlyphId) -> f32 {

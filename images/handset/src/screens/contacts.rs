@@ -4,7 +4,7 @@ use crate::draw::icons::Icon;
 use crate::draw::theme::{self, MARGIN};
 use crate::geometry::{Rect, rect};
 use crate::store::contacts::Contact;
-use crate::ui::builder::{Align, FIELD, ROW, Ui};
+use crate::ui::builder::{Align, FIELD, FieldLook, ROW, Ui};
 use crate::ui::field::Field;
 use crate::ui::view::{Context, Go, View};
 use crate::ui::{Action, Key};
@@ -249,14 +249,11 @@ impl View for Form {
                 body.w - 2 * MARGIN,
                 FIELD,
             );
-            ui.field(
-                area,
-                index,
-                LABELS[index],
-                field,
-                index == self.focused,
-                false,
-            );
+            let look = FieldLook {
+                focused: index == self.focused,
+                ..FieldLook::default()
+            };
+            ui.field(area, index, LABELS[index], field, look);
         }
         if delete > 0 {
             let area = rect(MARGIN, top + 3 * (FIELD + 4) + 4, body.w - 2 * MARGIN, 48);

@@ -6,7 +6,7 @@ use crate::geometry::{Rect, rect};
 use crate::store::chatty::{Message, Thread};
 use crate::store::contacts::{Contact, display_name, find_by_number};
 use crate::store::normal_number;
-use crate::ui::builder::{Align, BAR, ROW, Ui};
+use crate::ui::builder::{Align, BAR, FieldLook, ROW, Ui};
 use crate::ui::field::Field;
 use crate::ui::view::{Context, Go, View};
 use crate::ui::{Action, Key};
@@ -15,6 +15,11 @@ use crate::ui::{Action, Key};
 const COMPOSER: i32 = 60;
 const BUBBLE_GAP: i32 = 6;
 const DAY: i32 = 36;
+const FOCUSED: FieldLook = FieldLook {
+    focused: true,
+    masked: false,
+    trailing: 0,
+};
 /// Contacts offered while a recipient is typed.
 const OFFERS_MAX: usize = 20;
 
@@ -153,7 +158,7 @@ impl View for Recipient {
             ui.bar_button(body, "next", "Next");
         }
         let field = rect(MARGIN, rest.y + 4, body.w - 2 * MARGIN, 64);
-        ui.field(field, 0, "To", &self.to, true, false);
+        ui.field(field, 0, "To", &self.to, FOCUSED);
         let list = rect(
             body.x,
             field.bottom() + 4,
@@ -328,15 +333,16 @@ impl Conversation {
         ui.round(pill.inset(1, 1), 21, theme::SURFACE);
         let line = rect(pill.x + 18, pill.y + 8, pill.w - 36, 28);
         if self.draft.text().is_empty() {
+            let hint = rect(line.x + 4, line.y, line.w, line.h);
             ui.text(
-                line,
+                hint,
                 Align::Left,
                 theme::BODY,
                 theme::TEXT_FAINT,
                 "Text message",
             );
         }
-        ui.line_of_text(line, &self.draft, true, false);
+        ui.line_of_text(line, &self.draft, FOCUSED);
         ui.target("field.message", pill, Action::Focus(0));
         let ready = !self.draft.text().trim().is_empty();
         let colors = if ready {

@@ -5,7 +5,7 @@ use crate::draw::icons::Icon;
 use crate::draw::theme::{self, MARGIN};
 use crate::geometry::{Rect, rect};
 use crate::store::settings::{Settings as File, Values};
-use crate::ui::builder::{Align, FIELD, Ui};
+use crate::ui::builder::{Align, FIELD, FieldLook, Ui};
 use crate::ui::field::Field;
 use crate::ui::view::{Context, Go, View};
 use crate::ui::{Action, Key};
@@ -340,12 +340,21 @@ impl View for Form {
         let top = ui.begin_list(rest, content);
         for (index, entry) in self.entries.iter().enumerate() {
             let area = Self::area(body, top, index);
-            let (field, focused) = (&self.fields[index], self.focused == Some(index));
+            let field = &self.fields[index];
+            let look = FieldLook {
+                focused: self.focused == Some(index),
+                ..FieldLook::default()
+            };
             match entry.kind {
-                Kind::Text => ui.field(area, index, entry.label, field, focused, false),
+                Kind::Text => ui.field(area, index, entry.label, field, look),
                 Kind::Choice(options) => self.draw_choice(ui, area, index, options),
                 Kind::Password => {
-                    ui.field(area, index, entry.label, field, focused, !self.reveal);
+                    let look = FieldLook {
+                        masked: !self.reveal,
+                        trailing: 44,
+                        ..look
+                    };
+                    ui.field(area, index, entry.label, field, look);
                     let eye = rect(area.right() - 52, area.y + 4, 48, 48);
                     let icon = if self.reveal { Icon::EyeOff } else { Icon::Eye };
                     ui.icon(eye.center(), 22, icon, theme::TEXT_SECONDARY);

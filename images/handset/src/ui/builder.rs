@@ -18,6 +18,42 @@ pub const ROW: i32 = 68;
 /// Height of a labelled text field.
 pub const FIELD: i32 = 64;
 
+/// How a text field shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FieldLook {
+    pub focused: bool,
+    /// Dots in place of the text.
+    pub masked: bool,
+    /// Room kept free at its right end, in dp.
+    pub trailing: i32,
+}
+
+/// Where the focused one-line field's text is.
+#[derive(Clone, Copy, Debug)]
+pub struct TypedLine {
+    area: Rect,
+    shift: i32,
+    masked: bool,
+}
+
+impl TypedLine {
+    /// The text offset under a column of the display.
+    pub fn offset_at(&self, fonts: &Fonts, text: &str, x: i32) -> usize {
+        let x = x - self.area.x + self.shift;
+        if !self.masked {
+            return fonts.offset_at(theme::BODY, text, x);
+        }
+        let dots = fonts.offset_at(theme::BODY, &mask(text), x) / '•'.len_utf8();
+        text.char_indices()
+            .nth(dots)
+            .map_or(text.len(), |(offset, _)| offset)
+    }
+}
+
+fn mask(text: &str) -> String {
+    "•".repeat(text.chars().count())
+}
+
 /// Something that can be touched.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -44,6 +80,8 @@ pub struct Ui<'a> {
     pub scrolled: i32,
     /// How much longer the list is than its place; set by [`Ui::begin_list`].
     pub overflow: i32,
+    /// Set by [`Ui::line_of_text`] for the focused field.
+    pub typed: Option<TypedLine>,
     /// Prefix of target names.
     pub screen: &'static str,
 }
@@ -353,15 +391,8 @@ impl<'a> Ui<'a> {
     }
 
     /// A labelled one-line text field of height [`FIELD`].
-    pub fn field(
-        &mut self,
-        area: Rect,
-        index: usize,
-        label: &str,
-        field: &Field,
-        focused: bool,
-        masked: bool,
-    ) {
+    pub fn field(&mut self, area: Rect, index: usize, label: &str, field: &Field, look: FieldLook) {
+        let focused = look.focused;
         let area = rect(area.x, area.y, area.w, FIELD - 8);
         let edge = if focused {
             theme::PRIMARY
@@ -383,22 +414,18 @@ impl<'a> Ui<'a> {
             ink,
             label,
         );
-        self.line_of_text(
-            rect(area.x + 14, area.y + 25, area.w - 28, 24),
-            field,
-            focused,
-            masked,
-        );
+        let line = rect(area.x + 14, area.y + 25, area.w - 28 - look.trailing, 24);
+        self.line_of_text(line, field, look);
         let name = format!("field.{}", label.to_lowercase().replace(' ', "_"));
         self.target(&name, area, Action::Focus(index));
     }
 
     /// A field's text and cursor in one line; the end near the cursor shows when it is too long.
-    pub fn line_of_text(&mut self, area: Rect, field: &Field, focused: bool, masked: bool) {
+    pub fn line_of_text(&mut self, area: Rect, field: &Field, look: FieldLook) {
         let style = theme::BODY;
         let shown = |text: &str| {
-            if masked {
-                "•".repeat(text.chars().count())
+            if look.masked {
+                mask(text)
             } else {
                 text.to_owned()
             }
@@ -421,7 +448,12 @@ impl<'a> Ui<'a> {
                 },
             );
         }
-        if focused {
+        if look.focused {
+            self.typed = Some(TypedLine {
+                area,
+                shift,
+                masked: look.masked,
+            });
             self.fill(
                 rect(area.x + at - shift, baseline - 14, 2, 19),
                 theme::PRIMARY,

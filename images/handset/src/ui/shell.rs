@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use super::builder::{Align, Target, Ui};
+use super::builder::{Align, Target, TypedLine, Ui};
 use super::clock::Clock;
 use super::keyboard::{self, Keyboard};
 use super::view::{Backdrop, Context, Go, View};
@@ -60,6 +60,7 @@ pub struct Shell {
     touch: Option<Touch>,
     targets: Vec<Target>,
     overflow: i32,
+    typed: Option<TypedLine>,
 }
 
 impl Shell {
@@ -79,6 +80,7 @@ impl Shell {
             touch: None,
             targets: Vec::new(),
             overflow: 0,
+            typed: None,
         };
         shell.read_status();
         shell.lay_out();
@@ -170,7 +172,8 @@ impl Shell {
     /// Finds out what can be touched, and keeps the scroll offset within the list.
     fn lay_out(&mut self) {
         let ui = self.build();
-        let (targets, overflow) = (ui.targets, ui.overflow);
+        let (targets, overflow, typed) = (ui.targets, ui.overflow, ui.typed);
+        self.typed = typed;
         self.targets = targets;
         self.overflow = overflow;
         if let Some(offset) = self.views.last_mut().and_then(|view| view.scroll()) {
@@ -330,11 +333,15 @@ impl Shell {
                     self.key(key);
                 }
             }
-            Action::Focus(_) => self.with_view(|view, cx| {
-                let go = view.act(&action, cx);
-                view.tap(at.0, at.1, cx);
-                go
-            }),
+            Action::Focus(_) => {
+                self.with_view(|view, cx| view.act(&action, cx));
+                self.lay_out();
+                let Some(line) = self.typed else { return };
+                if let Some(field) = self.views.last_mut().and_then(|view| view.focus()) {
+                    let offset = line.offset_at(&self.fonts, field.text(), at.0);
+                    field.move_to(offset);
+                }
+            }
             _ => self.with_view(|view, cx| view.act(&action, cx)),
         }
     }
@@ -402,6 +409,7 @@ impl Shell {
             pressed: self.touch.as_ref().and_then(|touch| touch.action.as_ref()),
             scrolled: 0,
             overflow: 0,
+            typed: None,
             screen: "",
         };
         let Some(view) = self.views.last() else {

@@ -90,7 +90,7 @@ pub trait View {
         Go::Stay
     }
 
-    /// A touch inside the view that hit no target, or one that did not move: for placing a cursor.
+    /// A touch at rest that hit no target: for placing a cursor in a text of several lines.
     fn tap(&mut self, _x: i32, _y: i32, _cx: &mut Context<'_>) {}
 
     /// Reads its data anew, keeping what the user typed. Called when it appears and when files change.
