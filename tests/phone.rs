@@ -36,7 +36,9 @@ fn starts_from_its_disk_to_the_handset() -> Result<()> {
     let disk = folder.path().join("disk");
     image.copy_disk(&disk)?;
     let mut phone = Phone::new(&image, Root::Disk(disk), "pollux.shell=1");
-    phone.network = Network::User { forward: Vec::new() };
+    phone.network = Network::User {
+        forward: Vec::new(),
+    };
     let mut phone = Qemu::start(&phone)?;
     phone.wait_console(PROMPT, START)?;
     let printed = shell(
@@ -44,8 +46,14 @@ fn starts_from_its_disk_to_the_handset() -> Result<()> {
         "until [ -s /run/resolv.conf ] && pidof handset; do usleep 100000; done; stat -c 'home of %u:%g' /home/user; ip addr; ps",
     )?;
     ensure!(printed.contains("home of 1000:1000"), "{printed}");
-    ensure!(printed.contains("inet 10.0.2."), "no address by DHCP:\n{printed}");
-    ensure!(!printed.contains("pollux-agent"), "an agent runs that was not asked for:\n{printed}");
+    ensure!(
+        printed.contains("inet 10.0.2."),
+        "no address by DHCP:\n{printed}"
+    );
+    ensure!(
+        !printed.contains("pollux-agent"),
+        "an agent runs that was not asked for:\n{printed}"
+    );
     ensure!(phone.screenshot()?.starts_with(b"\x89PNG"), "no screen");
     phone.type_serial("poweroff\n")?;
     phone.wait_end(START)
@@ -57,19 +65,35 @@ fn starting_leaves_the_flash_as_it_was() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let flash = folder.path().join("flash");
     ensure!(
-        std::process::Command::new("cp").arg("-a").arg(image.base_dir()).arg(&flash).status()?.success(),
+        std::process::Command::new("cp")
+            .arg("-a")
+            .arg(image.base_dir())
+            .arg(&flash)
+            .status()?
+            .success(),
         "cannot copy the base tree"
     );
     let before = contents(&flash)?;
-    let mut phone = Qemu::start(&Phone::new(&image, Root::Folder(flash.clone()), "pollux.shell=1"))?;
+    let mut phone = Qemu::start(&Phone::new(
+        &image,
+        Root::Folder(flash.clone()),
+        "pollux.shell=1",
+    ))?;
     phone.wait_console(PROMPT, START)?;
-    let printed = shell(&mut phone, "until pidof handset; do usleep 100000; done; mount")?;
+    let printed = shell(
+        &mut phone,
+        "until pidof handset; do usleep 100000; done; mount",
+    )?;
     ensure!(printed.contains("flash on / type virtiofs"), "{printed}");
     phone.type_serial("poweroff\n")?;
     phone.wait_end(START)?;
 
     let after = contents(&flash)?;
-    let changed: Vec<_> = after.iter().filter(|(path, state)| before.get(*path) != Some(state)).map(|(path, _)| path).collect();
+    let changed: Vec<_> = after
+        .iter()
+        .filter(|(path, state)| before.get(*path) != Some(state))
+        .map(|(path, _)| path)
+        .collect();
     ensure!(changed.is_empty(), "starting changed {changed:?}");
     ensure!(before.len() == after.len(), "starting removed files");
     Ok(())
@@ -87,7 +111,15 @@ fn contents(root: &Path) -> Result<BTreeMap<String, (u32, u32, u64, i64)>> {
                 continue;
             }
             let metadata = path.symlink_metadata()?;
-            found.insert(name, (metadata.mode(), metadata.uid(), metadata.size(), metadata.mtime()));
+            found.insert(
+                name,
+                (
+                    metadata.mode(),
+                    metadata.uid(),
+                    metadata.size(),
+                    metadata.mtime(),
+                ),
+            );
             if metadata.is_dir() {
                 folders.push(path);
             }

@@ -45,7 +45,10 @@ impl GuestBinaries {
     }
 
     pub fn in_dir(dir: &Path) -> GuestBinaries {
-        GuestBinaries { handset: dir.join("handset"), agent: dir.join("pollux-agent") }
+        GuestBinaries {
+            handset: dir.join("handset"),
+            agent: dir.join("pollux-agent"),
+        }
     }
 }
 
@@ -61,8 +64,16 @@ pub struct Options {
 
 /// `$POLLUX_CACHE`, or `.cache/pollux` in the home folder.
 pub fn cache_dir() -> PathBuf {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("POLLUX_CACHE").unwrap_or_else(|| set("HOME").unwrap_or_else(|| PathBuf::from("/var/tmp")).join(".cache/pollux"))
+    let set = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    set("POLLUX_CACHE").unwrap_or_else(|| {
+        set("HOME")
+            .unwrap_or_else(|| PathBuf::from("/var/tmp"))
+            .join(".cache/pollux")
+    })
 }
 
 /// The lock for the packages that are on the mirror now.
@@ -79,14 +90,19 @@ pub fn build(name: &str, options: &Options, progress: Progress<'_>) -> Result<Im
     let images = options.cache_dir.join("images");
 
     let hash = input_hash(&manifest, &lock, guest.as_ref());
-    let published = if guest.is_some() { name.to_owned() } else { format!("{name}-bare") };
+    let published = if guest.is_some() {
+        name.to_owned()
+    } else {
+        format!("{name}-bare")
+    };
     if let Ok(image) = Image::open(images.join(folder(&published, &hash))) {
         progress(&format!("{} is built already", folder(&published, &hash)));
         publish(&images, &published, &folder(&published, &hash))?;
         return Ok(image);
     }
 
-    let (lock, debs) = packages::fetch(&manifest, &lock, &options.cache_dir.join("debs"), progress)?;
+    let (lock, debs) =
+        packages::fetch(&manifest, &lock, &options.cache_dir.join("debs"), progress)?;
     // Another hash if the mirror no longer had what was locked.
     let hash = input_hash(&manifest, &lock, guest.as_ref());
     let folder = folder(&published, &hash);
@@ -97,7 +113,12 @@ pub fn build(name: &str, options: &Options, progress: Progress<'_>) -> Result<Im
         .prefix(".building-")
         .tempdir_in(&images)
         .map_err(|source| BuildError::io("create a folder in", &images, source))?;
-    let inputs = Inputs { manifest: &manifest, lock: &lock, debs: &debs, guest };
+    let inputs = Inputs {
+        manifest: &manifest,
+        lock: &lock,
+        debs: &debs,
+        guest,
+    };
     let sealed = inputs.write(work.path(), &hash, progress)?;
     write_file(&work.path().join(image::MANIFEST), sealed.as_bytes())?;
 
@@ -107,7 +128,8 @@ pub fn build(name: &str, options: &Options, progress: Progress<'_>) -> Result<Im
     }
     if !target.exists() {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(work.path(), mode).map_err(|source| BuildError::io("open up", work.path(), source))?;
+        fs::set_permissions(work.path(), mode)
+            .map_err(|source| BuildError::io("open up", work.path(), source))?;
         match fs::rename(work.path(), &target) {
             // Nothing is left for it to remove.
             Ok(()) => drop(work.keep()),
@@ -149,10 +171,20 @@ struct Guest {
 fn read_guest(binaries: &GuestBinaries) -> Result<Guest> {
     let hash = |program, package: &str, path: &Path| match File::open(path) {
         Ok(file) => sha256_of(file).map_err(|source| BuildError::io("read", path, source)),
-        Err(_) => Err(BuildError::GuestProgramMissing { program, path: path.to_owned(), command: cross_build_command(package) }),
+        Err(_) => Err(BuildError::GuestProgramMissing {
+            program,
+            path: path.to_owned(),
+            command: cross_build_command(package),
+        }),
     };
-    let hashes = [hash("handset", "handset", &binaries.handset)?, hash("agent", "sync-agent", &binaries.agent)?];
-    Ok(Guest { binaries: binaries.clone(), hashes })
+    let hashes = [
+        hash("handset", "handset", &binaries.handset)?,
+        hash("agent", "sync-agent", &binaries.agent)?,
+    ];
+    Ok(Guest {
+        binaries: binaries.clone(),
+        hashes,
+    })
 }
 
 fn cross_build_command(package: &str) -> String {
@@ -188,24 +220,47 @@ impl Inputs<'_> {
         let mut base = self.base_from_packages(progress)?;
         let busybox = match base.get("usr/bin/busybox").map(|entry| &entry.node) {
             Some(Node::File(contents)) => contents.clone(),
-            _ => return Err(BuildError::NotLocked { name: manifest.name.clone(), package: "busybox-static".into() }),
+            _ => {
+                return Err(BuildError::NotLocked {
+                    name: manifest.name.clone(),
+                    package: "busybox-static".into(),
+                });
+            }
         };
 
         progress("writing kernel and initramfs");
         write_file(&dir.join(image::KERNEL), &kernel.image)?;
         let path = dir.join(image::INITRAMFS);
-        write_with(&path, |out| cpio::write(&initramfs::tree(manifest, &kernel, &busybox), out, manifest.epoch))?;
+        write_with(&path, |out| {
+            cpio::write(
+                &initramfs::tree(manifest, &kernel, &busybox),
+                out,
+                manifest.epoch,
+            )
+        })?;
 
         progress("writing the base tree");
-        overlay::apply(&mut base, self.programs(dir)?.as_ref(), &self.identity(hash));
-        write_with(&dir.join(image::BASE_TAR), |out| base.write_tar(out, manifest.epoch))?;
+        overlay::apply(
+            &mut base,
+            self.programs(dir)?.as_ref(),
+            &self.identity(hash),
+        );
+        write_with(&dir.join(image::BASE_TAR), |out| {
+            base.write_tar(out, manifest.epoch)
+        })?;
         let base_dir = dir.join(image::BASE_DIR);
         fs::create_dir(&base_dir)
             .and_then(|()| base.unpack(&base_dir, is_root(&base_dir)))
             .map_err(|source| BuildError::io("unpack the base tree into", &base_dir, source))?;
 
         progress("writing the disk");
-        disk::make(&base, &base_dir, &dir.join(image::DISK), manifest.disk_mib, manifest.epoch)?;
+        disk::make(
+            &base,
+            &base_dir,
+            &dir.join(image::DISK),
+            manifest.disk_mib,
+            manifest.epoch,
+        )?;
 
         let sealed = BuiltManifest {
             name: manifest.name.clone(),
@@ -236,24 +291,36 @@ impl Inputs<'_> {
     }
 
     fn not_locked(&self, package: &str) -> BuildError {
-        BuildError::NotLocked { name: self.manifest.name.clone(), package: package.to_owned() }
+        BuildError::NotLocked {
+            name: self.manifest.name.clone(),
+            package: package.to_owned(),
+        }
     }
 
     fn base_from_packages(&self, progress: Progress<'_>) -> Result<Tree> {
         let mut base = Tree::default();
         for package in &self.manifest.packages {
             progress(&format!("unpacking {}", package.name));
-            let deb = self.debs.get(&package.name).ok_or_else(|| self.not_locked(&package.name))?;
+            let deb = self
+                .debs
+                .get(&package.name)
+                .ok_or_else(|| self.not_locked(&package.name))?;
             let wanted = |path: &str| {
-                package.paths.iter().any(|wanted| match wanted.strip_suffix('/') {
-                    Some(_) => path.starts_with(wanted.as_str()),
-                    None => path == wanted,
-                })
+                package
+                    .paths
+                    .iter()
+                    .any(|wanted| match wanted.strip_suffix('/') {
+                        Some(_) => path.starts_with(wanted.as_str()),
+                        None => path == wanted,
+                    })
             };
             let files = deb::read(deb, wanted)?;
             for path in package.paths.iter().filter(|path| !path.ends_with('/')) {
                 if files.get(path).is_none() {
-                    return Err(BuildError::Package { path: deb.clone(), what: format!("it carries no {path}") });
+                    return Err(BuildError::Package {
+                        path: deb.clone(),
+                        what: format!("it carries no {path}"),
+                    });
                 }
             }
             for (path, entry) in files.iter() {
@@ -276,15 +343,34 @@ impl Inputs<'_> {
             os_version: &'a str,
             sync: &'a crate::manifest::Sync,
         }
-        let Manifest { name, architecture, os, os_version, sync, .. } = self.manifest;
-        toml::to_string(&Identity { name, hash, architecture, os, os_version, sync })
-            .expect("plain strings and numbers always serialise")
+        let Manifest {
+            name,
+            architecture,
+            os,
+            os_version,
+            sync,
+            ..
+        } = self.manifest;
+        toml::to_string(&Identity {
+            name,
+            hash,
+            architecture,
+            os,
+            os_version,
+            sync,
+        })
+        .expect("plain strings and numbers always serialise")
     }
 
     fn programs(&self, scratch: &Path) -> Result<Option<GuestPrograms>> {
-        let Some(guest) = &self.guest else { return Ok(None) };
+        let Some(guest) = &self.guest else {
+            return Ok(None);
+        };
         let strip = |path: &Path| stripped(path, scratch);
-        Ok(Some(GuestPrograms { handset: strip(&guest.binaries.handset)?, agent: strip(&guest.binaries.agent)? }))
+        Ok(Some(GuestPrograms {
+            handset: strip(&guest.binaries.handset)?,
+            agent: strip(&guest.binaries.agent)?,
+        }))
     }
 }
 
@@ -298,7 +384,11 @@ fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
         .output()
         .map_err(|source| BuildError::tool(STRIP, source))?;
     if !output.status.success() {
-        let what = format!("{STRIP} {}: {}", program.display(), String::from_utf8_lossy(&output.stderr).trim());
+        let what = format!(
+            "{STRIP} {}: {}",
+            program.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         return Err(BuildError::Tool { what, source: None });
     }
     let contents = fs::read(&target).map_err(|source| BuildError::io("read", &target, source))?;
@@ -315,14 +405,20 @@ fn piece(path: &Path) -> Result<Piece> {
     let read = |source| BuildError::io("read", path, source);
     let file = File::open(path).map_err(read)?;
     let size = file.metadata().map_err(read)?.len();
-    Ok(Piece { sha256: sha256_of(file).map_err(read)?, size })
+    Ok(Piece {
+        sha256: sha256_of(file).map_err(read)?,
+        size,
+    })
 }
 
 fn write_file(path: &Path, contents: &[u8]) -> Result<()> {
     fs::write(path, contents).map_err(|source| BuildError::io("write", path, source))
 }
 
-fn write_with(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
+fn write_with(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> Result<()> {
     let failed = |source| BuildError::io("write", path, source);
     let mut out = BufWriter::new(File::create(path).map_err(failed)?);
     write(&mut out).map_err(failed)?;

@@ -24,18 +24,36 @@ pub(crate) fn write(tree: &Tree, mut out: impl Write, mtime: u64) -> io::Result<
             Node::Symlink(target) => (S_IFLNK, target.as_bytes(), (0, 0)),
             Node::CharDevice { major, minor } => (S_IFCHR, [].as_slice(), (*major, *minor)),
         };
-        let fields = [index as u32 + 1, kind | entry.mode, entry.uid, entry.gid, 1, mtime];
+        let fields = [
+            index as u32 + 1,
+            kind | entry.mode,
+            entry.uid,
+            entry.gid,
+            1,
+            mtime,
+        ];
         write_member(&mut out, path, fields, contents, device)?;
     }
     write_member(&mut out, TRAILER, [0, 0, 0, 0, 1, 0], &[], (0, 0))?;
     out.flush()
 }
 
-fn write_member(out: &mut impl Write, path: &str, fields: [u32; 6], contents: &[u8], device: (u32, u32)) -> io::Result<()> {
-    let size = u32::try_from(contents.len()).map_err(|_| io::Error::other("newc cpio has 32-bit sizes"))?;
+fn write_member(
+    out: &mut impl Write,
+    path: &str,
+    fields: [u32; 6],
+    contents: &[u8],
+    device: (u32, u32),
+) -> io::Result<()> {
+    let size = u32::try_from(contents.len())
+        .map_err(|_| io::Error::other("newc cpio has 32-bit sizes"))?;
     let mut header = MAGIC.to_owned();
     // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize, check
-    for field in fields.into_iter().chain([size, 0, 0, device.0, device.1, path.len() as u32 + 1, 0]) {
+    for field in
+        fields
+            .into_iter()
+            .chain([size, 0, 0, device.0, device.1, path.len() as u32 + 1, 0])
+    {
         header.push_str(&format!("{field:08x}"));
     }
     header.push_str(path);

@@ -14,7 +14,10 @@ const FILE_BYTES_MAX: u64 = 256 << 20;
 ///
 /// Directories come along only as parents of what is kept.
 pub(crate) fn read(deb: &Path, keep: impl Fn(&str) -> bool) -> Result<Tree> {
-    let failed = |what: String| BuildError::Package { path: deb.to_owned(), what };
+    let failed = |what: String| BuildError::Package {
+        path: deb.to_owned(),
+        what,
+    };
     let mut child = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(deb)
@@ -23,7 +26,9 @@ pub(crate) fn read(deb: &Path, keep: impl Fn(&str) -> bool) -> Result<Tree> {
         .map_err(|source| BuildError::tool("dpkg-deb", source))?;
     let stdout = child.stdout.take().expect("stdout was piped");
     let tree = read_tar(stdout, keep);
-    let status = child.wait().map_err(|source| BuildError::tool("dpkg-deb", source))?;
+    let status = child
+        .wait()
+        .map_err(|source| BuildError::tool("dpkg-deb", source))?;
     let tree = tree.map_err(|source| failed(format!("its file archive is damaged: {source}")))?;
     if !status.success() {
         return Err(failed(format!("dpkg-deb could not read it ({status})")));
@@ -36,17 +41,25 @@ fn read_tar(stream: impl Read, keep: impl Fn(&str) -> bool) -> std::io::Result<T
     let mut archive = tar::Archive::new(stream);
     for member in archive.entries()? {
         let mut member = member?;
-        let path = String::from_utf8_lossy(&member.path_bytes()).trim_start_matches("./").to_owned();
+        let path = String::from_utf8_lossy(&member.path_bytes())
+            .trim_start_matches("./")
+            .to_owned();
         if !keep(&path) {
             continue;
         }
         let header = member.header();
-        let (mode, uid, gid) = (header.mode()? & 0o7777, header.uid()? as u32, header.gid()? as u32);
+        let (mode, uid, gid) = (
+            header.mode()? & 0o7777,
+            header.uid()? as u32,
+            header.gid()? as u32,
+        );
         let kind = header.entry_type();
         let node = match kind {
             tar::EntryType::Regular => {
                 if member.size() > FILE_BYTES_MAX {
-                    return Err(std::io::Error::other(format!("{path} is larger than {FILE_BYTES_MAX} bytes")));
+                    return Err(std::io::Error::other(format!(
+                        "{path} is larger than {FILE_BYTES_MAX} bytes"
+                    )));
                 }
                 let mut contents = Vec::with_capacity(member.size() as usize);
                 member.read_to_end(&mut contents)?;
@@ -60,7 +73,11 @@ fn read_tar(stream: impl Read, keep: impl Fn(&str) -> bool) -> std::io::Result<T
                     let target = target.trim_start_matches("./").to_owned();
                     match tree.get(&target).map(|entry| entry.node.clone()) {
                         Some(node) => node,
-                        None => return Err(std::io::Error::other(format!("{path} is a hard link to {target}, which is not kept"))),
+                        None => {
+                            return Err(std::io::Error::other(format!(
+                                "{path} is a hard link to {target}, which is not kept"
+                            )));
+                        }
                     }
                 } else {
                     Node::Symlink(target)
@@ -68,7 +85,15 @@ fn read_tar(stream: impl Read, keep: impl Fn(&str) -> bool) -> std::io::Result<T
             }
             _ => continue,
         };
-        tree.insert(&path, Entry { mode, uid, gid, node });
+        tree.insert(
+            &path,
+            Entry {
+                mode,
+                uid,
+                gid,
+                node,
+            },
+        );
     }
     // Drain the pipe, or dpkg-deb dies of a broken one.
     std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;

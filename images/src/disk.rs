@@ -22,16 +22,37 @@ const FEATURES: &str = "none,has_journal,ext_attr,dir_index,filetype,extent,64bi
 const JOURNAL_MIB: u32 = 4;
 
 /// Makes `disk` of `size_mib` with the contents of `tree`. File contents are read from `base_dir`, where it is unpacked.
-pub(crate) fn make(tree: &Tree, base_dir: &Path, disk: &Path, size_mib: u32, epoch: u64) -> Result<()> {
+pub(crate) fn make(
+    tree: &Tree,
+    base_dir: &Path,
+    disk: &Path,
+    size_mib: u32,
+    epoch: u64,
+) -> Result<()> {
     File::create(disk)
         .and_then(|file| file.set_len(u64::from(size_mib) << 20))
         .map_err(|source| BuildError::io("create", disk, source))?;
     let mut mke2fs = Command::new("mke2fs");
     mke2fs
-        .args(["-q", "-F", "-t", "ext4", "-O", FEATURES, "-b", "4096", "-I", "256", "-i", "16384", "-m", "0"])
-        .args(["-U", UUID, "-L", "pollux", "-J", &format!("size={JOURNAL_MIB}")])
+        .args([
+            "-q", "-F", "-t", "ext4", "-O", FEATURES, "-b", "4096", "-I", "256", "-i", "16384",
+            "-m", "0",
+        ])
+        .args([
+            "-U",
+            UUID,
+            "-L",
+            "pollux",
+            "-J",
+            &format!("size={JOURNAL_MIB}"),
+        ])
         // The guest must not spend its first minute writing empty inode tables.
-        .args(["-E", &format!("hash_seed={UUID},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,nodiscard")])
+        .args([
+            "-E",
+            &format!(
+                "hash_seed={UUID},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+            ),
+        ])
         .arg(disk)
         // An empty configuration: the host's defaults must not decide what the image looks like.
         .env("MKE2FS_CONFIG", "/dev/null");
@@ -41,7 +62,10 @@ pub(crate) fn make(tree: &Tree, base_dir: &Path, disk: &Path, size_mib: u32, epo
     debugfs.args(["-w", "-f", "-"]).arg(disk);
     let complaints = run(debugfs, "debugfs", &script(tree, base_dir, epoch), epoch)?;
     if !complaints.is_empty() {
-        return Err(BuildError::Tool { what: format!("debugfs: {complaints}"), source: None });
+        return Err(BuildError::Tool {
+            what: format!("debugfs: {complaints}"),
+            source: None,
+        });
     }
     Ok(())
 }
@@ -50,7 +74,9 @@ fn script(tree: &Tree, base_dir: &Path, epoch: u64) -> String {
     let mut script = format!("set_current_time @{epoch}\n");
     script.push_str("rmdir lost+found\n");
     let add = |script: &mut String, line: std::fmt::Arguments<'_>| {
-        script.write_fmt(line).expect("writing to a string cannot fail");
+        script
+            .write_fmt(line)
+            .expect("writing to a string cannot fail");
         script.push('\n');
     };
     let mut folders = vec![("/".to_owned(), 0o755, 0, 0)];
@@ -63,16 +89,29 @@ fn script(tree: &Tree, base_dir: &Path, epoch: u64) -> String {
                 continue;
             }
             Node::File(_) => {
-                add(&mut script, format_args!("write \"{}\" \"/{path}\"", base_dir.join(path).display()));
+                add(
+                    &mut script,
+                    format_args!("write \"{}\" \"/{path}\"", base_dir.join(path).display()),
+                );
                 0o100_000
             }
             Node::Symlink(target) => {
-                add(&mut script, format_args!("symlink \"/{path}\" \"{target}\""));
+                add(
+                    &mut script,
+                    format_args!("symlink \"/{path}\" \"{target}\""),
+                );
                 0o120_000
             }
             Node::CharDevice { .. } => continue,
         };
-        attributes(&mut script, &format!("/{path}"), kind | entry.mode, entry.uid, entry.gid, epoch);
+        attributes(
+            &mut script,
+            &format!("/{path}"),
+            kind | entry.mode,
+            entry.uid,
+            entry.gid,
+            epoch,
+        );
     }
     for (path, mode, uid, gid) in folders {
         attributes(&mut script, &path, 0o040_000 | mode, uid, gid, epoch);
@@ -116,14 +155,24 @@ fn run(mut command: Command, name: &str, input: &str, epoch: u64) -> Result<Stri
         });
         let written = stdin.write_all(input.as_bytes());
         drop(stdin);
-        (written, complaints.join().expect("reading a pipe does not panic"))
+        (
+            written,
+            complaints.join().expect("reading a pipe does not panic"),
+        )
     });
     let status = child.wait().map_err(tool)?;
     let complaints = complaints.map_err(tool)?;
     // The tools greet on standard error.
-    let complaints = complaints.lines().filter(|line| !line.starts_with(&format!("{name} 1."))).collect::<Vec<_>>().join("; ");
+    let complaints = complaints
+        .lines()
+        .filter(|line| !line.starts_with(&format!("{name} 1.")))
+        .collect::<Vec<_>>()
+        .join("; ");
     if !status.success() {
-        return Err(BuildError::Tool { what: format!("{name} failed ({status}): {complaints}"), source: None });
+        return Err(BuildError::Tool {
+            what: format!("{name} failed ({status}): {complaints}"),
+            source: None,
+        });
     }
     written.map_err(tool)?;
     Ok(complaints)
@@ -132,7 +181,10 @@ fn run(mut command: Command, name: &str, input: &str, epoch: u64) -> Result<Stri
 /// Copies a file and its holes: only what holds data is read and written.
 pub(crate) fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
     let mut source = File::open(from)?;
-    let mut target = fs::OpenOptions::new().write(true).create_new(true).open(to)?;
+    let mut target = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(to)?;
     let length = source.metadata()?.len();
     let mut end = 0;
     while let Some(start) = next(&source, end, Whence::SeekData)? {
@@ -173,6 +225,9 @@ mod tests {
         copy_sparse(&from, &to).unwrap();
         assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
         assert!(to.metadata().unwrap().blocks() <= from.metadata().unwrap().blocks());
-        assert!(copy_sparse(&from, &to).is_err(), "an existing file is not overwritten");
+        assert!(
+            copy_sparse(&from, &to).is_err(),
+            "an existing file is not overwritten"
+        );
     }
 }

@@ -73,7 +73,12 @@ pub enum ImageError {
     #[error("there is no image at {}; `pollux image build {name}` builds it", dir.display())]
     Missing { dir: PathBuf, name: String },
     #[error("{} of image {name} is damaged: {what}; remove {} and run `pollux image build {name}`", file.display(), dir.display())]
-    Damaged { dir: PathBuf, name: String, file: PathBuf, what: String },
+    Damaged {
+        dir: PathBuf,
+        name: String,
+        file: PathBuf,
+        what: String,
+    },
     #[error("{} cannot be read", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -93,18 +98,23 @@ impl Image {
             }
             Err(source) => return Err(ImageError::Io { path, source }),
         };
-        let manifest: BuiltManifest = toml::from_str(&text).map_err(|error| ImageError::Damaged {
-            name: name_of(&dir),
-            dir: dir.clone(),
-            file: path,
-            what: error.to_string(),
-        })?;
+        let manifest: BuiltManifest =
+            toml::from_str(&text).map_err(|error| ImageError::Damaged {
+                name: name_of(&dir),
+                dir: dir.clone(),
+                file: path,
+                what: error.to_string(),
+            })?;
         let image = Image { dir, manifest };
         for (path, piece) in image.pieces() {
             let size = fs::metadata(&path).map(|metadata| metadata.len());
             match size {
                 Ok(size) if size == piece.size => {}
-                Ok(size) => return Err(image.damaged(path, format!("it has {size} bytes of {}", piece.size))),
+                Ok(size) => {
+                    return Err(
+                        image.damaged(path, format!("it has {size} bytes of {}", piece.size))
+                    );
+                }
                 Err(error) => return Err(image.damaged(path, error.to_string())),
             }
         }
@@ -121,9 +131,14 @@ impl Image {
         for (path, piece) in self.pieces() {
             let hash = File::open(&path)
                 .and_then(sha256_of)
-                .map_err(|source| ImageError::Io { path: path.clone(), source })?;
+                .map_err(|source| ImageError::Io {
+                    path: path.clone(),
+                    source,
+                })?;
             if hash != piece.sha256 {
-                return Err(self.damaged(path, format!("its SHA-256 is {hash}, not {}", piece.sha256)));
+                return Err(
+                    self.damaged(path, format!("its SHA-256 is {hash}, not {}", piece.sha256))
+                );
             }
         }
         Ok(())
@@ -169,7 +184,12 @@ impl Image {
     }
 
     fn damaged(&self, file: PathBuf, what: String) -> ImageError {
-        ImageError::Damaged { dir: self.dir.clone(), name: self.manifest.name.clone(), file, what }
+        ImageError::Damaged {
+            dir: self.dir.clone(),
+            name: self.manifest.name.clone(),
+            file,
+            what,
+        }
     }
 
     /// Copies the disk to `target` for a phone of its own, leaving holes where it is empty.
@@ -180,9 +200,16 @@ impl Image {
 
 /// `handset-arm64` from `.../handset-arm64-0123456789ab` or `.../handset-arm64`.
 fn name_of(dir: &Path) -> String {
-    let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = dir
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     match name.rsplit_once('-') {
-        Some((stem, hash)) if hash.len() == 12 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) => stem.to_owned(),
+        Some((stem, hash))
+            if hash.len() == 12 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
+        {
+            stem.to_owned()
+        }
         _ => name,
     }
 }

@@ -8,10 +8,25 @@ use crate::tree::{Entry, Node, Tree};
 use crate::{BuildError, Result, deb, module};
 
 /// Path, mode, contents.
-pub(crate) const FILES: [(&str, u32, &str); 2] =
-    [("init", 0o755, include_str!("../initramfs/init")), ("etc/fstab", 0o644, include_str!("../initramfs/fstab"))];
+pub(crate) const FILES: [(&str, u32, &str); 2] = [
+    ("init", 0o755, include_str!("../initramfs/init")),
+    ("etc/fstab", 0o644, include_str!("../initramfs/fstab")),
+];
 /// Programs that `/init` runs, as links: busybox's shell finds its own applets only once /proc is mounted.
-const APPLETS: &[&str] = &["cat", "chown", "cttyhack", "date", "insmod", "ln", "mkdir", "mount", "setsid", "sh", "sleep", "switch_root"];
+const APPLETS: &[&str] = &[
+    "cat",
+    "chown",
+    "cttyhack",
+    "date",
+    "insmod",
+    "ln",
+    "mkdir",
+    "mount",
+    "setsid",
+    "sh",
+    "sleep",
+    "switch_root",
+];
 const CONSOLE: Node = Node::CharDevice { major: 5, minor: 1 };
 
 /// What a kernel package gives to an image.
@@ -24,12 +39,22 @@ pub(crate) struct Kernel {
 
 /// Takes the kernel and the modules that `manifest` names out of a kernel package.
 pub(crate) fn read_kernel(manifest: &Manifest, package: &Path) -> Result<Kernel> {
-    let wanted: BTreeSet<&str> = lists(manifest).into_iter().flat_map(|(_, list)| list).map(|line| module_name(line)).collect();
+    let wanted: BTreeSet<&str> = lists(manifest)
+        .into_iter()
+        .flat_map(|(_, list)| list)
+        .map(|line| module_name(line))
+        .collect();
     let files = deb::read(package, |path| {
         let name = path.rsplit('/').next().unwrap_or_default();
-        path.starts_with("boot/vmlinuz-") || name.strip_suffix(".ko").is_some_and(|stem| wanted.contains(stem))
+        path.starts_with("boot/vmlinuz-")
+            || name
+                .strip_suffix(".ko")
+                .is_some_and(|stem| wanted.contains(stem))
     })?;
-    let failed = |what: String| BuildError::Package { path: package.to_owned(), what };
+    let failed = |what: String| BuildError::Package {
+        path: package.to_owned(),
+        what,
+    };
     let packed = files
         .iter()
         .find_map(|(path, entry)| match &entry.node {
@@ -40,8 +65,11 @@ pub(crate) fn read_kernel(manifest: &Manifest, package: &Path) -> Result<Kernel>
     let image = raw_image(packed).map_err(failed)?;
     let mut modules = BTreeMap::new();
     for name in wanted {
-        let module = files.find_file(&format!("{name}.ko")).ok_or_else(|| failed(format!("it carries no module {name}")))?;
-        let quick = module::quicken(module).map_err(|what| failed(format!("its module {name} is no 64-bit ELF file: {what}")))?;
+        let module = files
+            .find_file(&format!("{name}.ko"))
+            .ok_or_else(|| failed(format!("it carries no module {name}")))?;
+        let quick = module::quicken(module)
+            .map_err(|what| failed(format!("its module {name} is no 64-bit ELF file: {what}")))?;
         modules.insert(name.to_owned(), quick);
     }
     Ok(Kernel { image, modules })
@@ -50,7 +78,11 @@ pub(crate) fn read_kernel(manifest: &Manifest, package: &Path) -> Result<Kernel>
 /// The order of loading: for every machine, for one that starts from a disk, for one that starts from its flash.
 fn lists(manifest: &Manifest) -> [(&'static str, &Vec<String>); 3] {
     let kernel = &manifest.kernel;
-    [("all", &kernel.modules), ("disk", &kernel.disk_modules), ("flash", &kernel.flash_modules)]
+    [
+        ("all", &kernel.modules),
+        ("disk", &kernel.disk_modules),
+        ("flash", &kernel.flash_modules),
+    ]
 }
 
 fn module_name(line: &str) -> &str {
@@ -67,7 +99,11 @@ fn raw_image(packed: &[u8]) -> std::result::Result<Vec<u8>, String> {
     } else {
         packed.to_vec()
     };
-    if image.get(0x38..0x3c) == Some(b"ARM\x64") { Ok(image) } else { Err("its kernel is no arm64 Image".into()) }
+    if image.get(0x38..0x3c) == Some(b"ARM\x64") {
+        Ok(image)
+    } else {
+        Err("its kernel is no arm64 Image".into())
+    }
 }
 
 /// The initramfs as a tree, ready to be written as cpio.
@@ -77,7 +113,15 @@ pub(crate) fn tree(manifest: &Manifest, kernel: &Kernel, busybox: &[u8]) -> Tree
         tree.insert(dir, Entry::directory(0o755));
     }
     // Without it the kernel cannot give /init its standard streams.
-    tree.insert("dev/console", Entry { mode: 0o600, uid: 0, gid: 0, node: CONSOLE });
+    tree.insert(
+        "dev/console",
+        Entry {
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            node: CONSOLE,
+        },
+    );
     tree.insert("bin/busybox", Entry::file(0o755, busybox));
     for applet in APPLETS {
         tree.insert(&format!("bin/{applet}"), Entry::symlink("busybox"));
@@ -86,10 +130,22 @@ pub(crate) fn tree(manifest: &Manifest, kernel: &Kernel, busybox: &[u8]) -> Tree
         tree.insert(path, Entry::file(mode, contents));
     }
     for (name, contents) in &kernel.modules {
-        tree.insert(&format!("modules/{name}.ko"), Entry::file(0o644, contents.as_slice()));
+        tree.insert(
+            &format!("modules/{name}.ko"),
+            Entry::file(0o644, contents.as_slice()),
+        );
     }
     for (list, lines) in lists(manifest) {
-        let text: String = lines.iter().map(|line| format!("{}.ko{}\n", module_name(line), &line[module_name(line).len()..])).collect();
+        let text: String = lines
+            .iter()
+            .map(|line| {
+                format!(
+                    "{}.ko{}\n",
+                    module_name(line),
+                    &line[module_name(line).len()..]
+                )
+            })
+            .collect();
         tree.insert(&format!("modules/{list}"), Entry::file(0o644, text));
     }
     tree

@@ -34,29 +34,52 @@ pub enum BuildError {
     #[error("there is no image called {name}; known: {known}")]
     UnknownImage { name: String, known: String },
     #[error("{name} is not valid")]
-    Manifest { name: String, source: Box<toml::de::Error> },
-    #[error("{name}.lock names no package {package}; `image-builder build {name} --relock` renews it")]
+    Manifest {
+        name: String,
+        source: Box<toml::de::Error>,
+    },
+    #[error(
+        "{name}.lock names no package {package}; `image-builder build {name} --relock` renews it"
+    )]
     NotLocked { name: String, package: String },
     #[error("{what} (are the package lists there? `scripts/setup` gets them)")]
     Apt { what: String },
     #[error("package {}: {what}", path.display())]
     Package { path: PathBuf, what: String },
     #[error("the guest's {program} is not at {}; build it with:\n  {command}", path.display())]
-    GuestProgramMissing { program: &'static str, path: PathBuf, command: String },
+    GuestProgramMissing {
+        program: &'static str,
+        path: PathBuf,
+        command: String,
+    },
     #[error("{what}")]
-    Tool { what: String, source: Option<io::Error> },
+    Tool {
+        what: String,
+        source: Option<io::Error>,
+    },
     #[error("cannot {what} {}", path.display())]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error(transparent)]
     Image(#[from] ImageError),
 }
 
 impl BuildError {
     pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> BuildError {
-        BuildError::Io { what, path: path.to_owned(), source }
+        BuildError::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     pub(crate) fn tool(name: &str, source: io::Error) -> BuildError {
-        BuildError::Tool { what: format!("cannot run {name}; `scripts/setup` installs it"), source: Some(source) }
+        BuildError::Tool {
+            what: format!("cannot run {name}; `scripts/setup` installs it"),
+            source: Some(source),
+        }
     }
 }

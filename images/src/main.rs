@@ -48,21 +48,39 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     match Arguments::parse().command {
-        Command::Build { name, cache, guest, bare, relock } => {
-            let lock = if relock { Some(write_lock(&name)?) } else { None };
+        Command::Build {
+            name,
+            cache,
+            guest,
+            bare,
+            relock,
+        } => {
+            let lock = if relock {
+                Some(write_lock(&name)?)
+            } else {
+                None
+            };
             let guest = match guest {
                 _ if bare => None,
                 Some(dir) => Some(GuestBinaries::in_dir(&dir)),
                 None => Some(GuestBinaries::in_cache(&cache)),
             };
-            let options = Options { cache_dir: cache, guest, lock };
+            let options = Options {
+                cache_dir: cache,
+                guest,
+                lock,
+            };
             let image = image_builder::build(&name, &options, &|line| eprintln!("{line}"))?;
             println!("{}", image.dir().display());
         }
         Command::Verify { dir } => {
             let image = image_builder::Image::open(dir)?;
             image.verify()?;
-            println!("{} {} is whole", image.manifest().name, image.manifest().hash);
+            println!(
+                "{} {} is whole",
+                image.manifest().name,
+                image.manifest().hash
+            );
         }
     }
     Ok(())
@@ -73,7 +91,8 @@ fn write_lock(name: &str) -> Result<image_builder::Lock> {
     let lock = image_builder::relock(name)?;
     let path = PathBuf::from(format!("images/manifests/{name}.lock"));
     if path.exists() {
-        std::fs::write(&path, lock.to_text()).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(&path, lock.to_text())
+            .with_context(|| format!("cannot write {}", path.display()))?;
         eprintln!("wrote {}", path.display());
     } else {
         print!("{}", lock.to_text());

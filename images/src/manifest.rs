@@ -7,8 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::{BuildError, Result};
 
 /// The manifests this crate carries: name, manifest, lock.
-const CARRIED: &[(&str, &str, &str)] =
-    &[("handset-arm64", include_str!("../manifests/handset-arm64.toml"), include_str!("../manifests/handset-arm64.lock"))];
+const CARRIED: &[(&str, &str, &str)] = &[(
+    "handset-arm64",
+    include_str!("../manifests/handset-arm64.toml"),
+    include_str!("../manifests/handset-arm64.lock"),
+)];
 
 /// One image as `images/manifests/NAME.toml` describes it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -97,9 +100,13 @@ pub struct LockedPackage {
 impl Manifest {
     /// The manifest that this crate carries under `name`, and its lock.
     pub fn carried(name: &str) -> Result<(Manifest, Lock)> {
-        let (_, manifest, lock) = CARRIED.iter().find(|carried| carried.0 == name).ok_or_else(|| {
-            BuildError::UnknownImage { name: name.to_owned(), known: Self::names().collect::<Vec<_>>().join(", ") }
-        })?;
+        let (_, manifest, lock) = CARRIED
+            .iter()
+            .find(|carried| carried.0 == name)
+            .ok_or_else(|| BuildError::UnknownImage {
+                name: name.to_owned(),
+                known: Self::names().collect::<Vec<_>>().join(", "),
+            })?;
         Ok((Self::parse(name, manifest)?, Lock::parse(name, lock)?))
     }
 
@@ -109,13 +116,19 @@ impl Manifest {
     }
 
     pub fn parse(name: &str, text: &str) -> Result<Manifest> {
-        toml::from_str(text).map_err(|source| BuildError::Manifest { name: format!("{name}.toml"), source: Box::new(source) })
+        toml::from_str(text).map_err(|source| BuildError::Manifest {
+            name: format!("{name}.toml"),
+            source: Box::new(source),
+        })
     }
 }
 
 impl Lock {
     pub fn parse(name: &str, text: &str) -> Result<Lock> {
-        toml::from_str(text).map_err(|source| BuildError::Manifest { name: format!("{name}.lock"), source: Box::new(source) })
+        toml::from_str(text).map_err(|source| BuildError::Manifest {
+            name: format!("{name}.lock"),
+            source: Box::new(source),
+        })
     }
 
     pub fn to_text(&self) -> String {
@@ -125,6 +138,8 @@ impl Lock {
 
     /// The kernel is locked under the versioned name that its metapackage depends on.
     pub(crate) fn find_kernel(&self) -> Option<&LockedPackage> {
-        self.packages.iter().find(|package| package.name.starts_with("linux-image-"))
+        self.packages
+            .iter()
+            .find(|package| package.name.starts_with("linux-image-"))
     }
 }

@@ -13,7 +13,12 @@ const SIGNATURE_MAGIC: &[u8] = b"~Module signature appended~\n";
 const SIGNATURE_INFO_BYTES: usize = 12;
 
 /// Tables that the kernel goes through at load; empty ones are as good as none.
-const EMPTIED: &[&[u8]] = &[b"__patchable_function_entries", b"_ftrace_events", b"_ftrace_eval_map", b".BTF"];
+const EMPTIED: &[&[u8]] = &[
+    b"__patchable_function_entries",
+    b"_ftrace_events",
+    b"_ftrace_eval_map",
+    b".BTF",
+];
 
 // Offsets of ELF64 (System V ABI, chapter 4) in the file header and in a section header.
 const E_SHOFF: usize = 0x28;
@@ -32,15 +37,28 @@ pub(crate) fn quicken(module: &[u8]) -> Result<Vec<u8>, &'static str> {
     }
     let sections = number(&module, E_SHOFF, 8)?;
     let count = number(&module, E_SHNUM, 2)?;
-    let header = |index: usize| sections.checked_add(index * SECTION_HEADER_BYTES).ok_or("a table too far");
-    let names = number(&module, header(number(&module, E_SHSTRNDX, 2)?)?.saturating_add(SH_OFFSET), 8)?;
+    let header = |index: usize| {
+        sections
+            .checked_add(index * SECTION_HEADER_BYTES)
+            .ok_or("a table too far")
+    };
+    let names = number(
+        &module,
+        header(number(&module, E_SHSTRNDX, 2)?)?.saturating_add(SH_OFFSET),
+        8,
+    )?;
     for index in 0..count {
         let header = header(index)?;
         if module.len() < header.saturating_add(SECTION_HEADER_BYTES) {
             return Err("a table beyond its end");
         }
-        let name = names.checked_add(number(&module, header + SH_NAME, 4)?).ok_or("a name too far")?;
-        let name = module.get(name..).and_then(|tail| tail.split(|byte| *byte == 0).next()).ok_or("a name too far")?;
+        let name = names
+            .checked_add(number(&module, header + SH_NAME, 4)?)
+            .ok_or("a name too far")?;
+        let name = module
+            .get(name..)
+            .and_then(|tail| tail.split(|byte| *byte == 0).next())
+            .ok_or("a name too far")?;
         // Relocations of a table go with it.
         if EMPTIED.contains(&name.strip_prefix(b".rela").unwrap_or(name)) {
             module[header + SH_SIZE..header + SH_SIZE + 8].fill(0);
@@ -50,10 +68,19 @@ pub(crate) fn quicken(module: &[u8]) -> Result<Vec<u8>, &'static str> {
 }
 
 fn unsigned(module: &[u8]) -> Result<&[u8], &'static str> {
-    let Some(signed) = module.strip_suffix(SIGNATURE_MAGIC) else { return Ok(module) };
-    let info = signed.len().checked_sub(SIGNATURE_INFO_BYTES).ok_or("too short for its signature")?;
-    let length: [u8; 4] = signed[signed.len() - 4..].try_into().map_err(|_| "too short for its signature")?;
-    let end = info.checked_sub(u32::from_be_bytes(length) as usize).ok_or("too short for its signature")?;
+    let Some(signed) = module.strip_suffix(SIGNATURE_MAGIC) else {
+        return Ok(module);
+    };
+    let info = signed
+        .len()
+        .checked_sub(SIGNATURE_INFO_BYTES)
+        .ok_or("too short for its signature")?;
+    let length: [u8; 4] = signed[signed.len() - 4..]
+        .try_into()
+        .map_err(|_| "too short for its signature")?;
+    let end = info
+        .checked_sub(u32::from_be_bytes(length) as usize)
+        .ok_or("too short for its signature")?;
     Ok(&signed[..end])
 }
 
@@ -61,7 +88,10 @@ fn unsigned(module: &[u8]) -> Result<&[u8], &'static str> {
 fn number(bytes: &[u8], offset: usize, size: usize) -> Result<usize, &'static str> {
     let range: Range<usize> = offset..offset.checked_add(size).ok_or("a table too far")?;
     let field = bytes.get(range).ok_or("a table beyond its end")?;
-    Ok(field.iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte)))
+    Ok(field
+        .iter()
+        .rev()
+        .fold(0, |number, byte| number << 8 | usize::from(*byte)))
 }
 
 #[cfg(test)]
@@ -99,7 +129,10 @@ mod tests {
         assert_eq!(quick.len(), plain.len());
         let header = quick.len() - 2 * SECTION_HEADER_BYTES;
         assert_eq!(number(&quick, header + SH_SIZE, 8), Ok(0));
-        assert_ne!(number(&quick, header + SECTION_HEADER_BYTES + SH_SIZE, 8), Ok(0));
+        assert_ne!(
+            number(&quick, header + SECTION_HEADER_BYTES + SH_SIZE, 8),
+            Ok(0)
+        );
     }
 
     #[test]

@@ -11,19 +11,59 @@ pub(crate) const USER_ID: u32 = 1000;
 pub(crate) const FILES: &[(&str, u32, &[u8])] = &[
     ("etc/fstab", 0o644, include_bytes!("../overlay/etc/fstab")),
     ("etc/group", 0o644, include_bytes!("../overlay/etc/group")),
-    ("etc/hostname", 0o644, include_bytes!("../overlay/etc/hostname")),
+    (
+        "etc/hostname",
+        0o644,
+        include_bytes!("../overlay/etc/hostname"),
+    ),
     ("etc/hosts", 0o644, include_bytes!("../overlay/etc/hosts")),
-    ("etc/init.d/agent", 0o755, include_bytes!("../overlay/etc/init.d/agent")),
-    ("etc/init.d/background", 0o755, include_bytes!("../overlay/etc/init.d/background")),
-    ("etc/init.d/devices", 0o755, include_bytes!("../overlay/etc/init.d/devices")),
-    ("etc/init.d/shell", 0o755, include_bytes!("../overlay/etc/init.d/shell")),
-    ("etc/inittab", 0o644, include_bytes!("../overlay/etc/inittab")),
-    ("etc/nsswitch.conf", 0o644, include_bytes!("../overlay/etc/nsswitch.conf")),
-    ("etc/os-release", 0o644, include_bytes!("../overlay/etc/os-release")),
+    (
+        "etc/init.d/agent",
+        0o755,
+        include_bytes!("../overlay/etc/init.d/agent"),
+    ),
+    (
+        "etc/init.d/background",
+        0o755,
+        include_bytes!("../overlay/etc/init.d/background"),
+    ),
+    (
+        "etc/init.d/devices",
+        0o755,
+        include_bytes!("../overlay/etc/init.d/devices"),
+    ),
+    (
+        "etc/init.d/shell",
+        0o755,
+        include_bytes!("../overlay/etc/init.d/shell"),
+    ),
+    (
+        "etc/inittab",
+        0o644,
+        include_bytes!("../overlay/etc/inittab"),
+    ),
+    (
+        "etc/nsswitch.conf",
+        0o644,
+        include_bytes!("../overlay/etc/nsswitch.conf"),
+    ),
+    (
+        "etc/os-release",
+        0o644,
+        include_bytes!("../overlay/etc/os-release"),
+    ),
     ("etc/passwd", 0o644, include_bytes!("../overlay/etc/passwd")),
-    ("etc/profile", 0o644, include_bytes!("../overlay/etc/profile")),
+    (
+        "etc/profile",
+        0o644,
+        include_bytes!("../overlay/etc/profile"),
+    ),
     ("etc/shadow", 0o600, include_bytes!("../overlay/etc/shadow")),
-    ("etc/udhcpc.script", 0o755, include_bytes!("../overlay/etc/udhcpc.script")),
+    (
+        "etc/udhcpc.script",
+        0o755,
+        include_bytes!("../overlay/etc/udhcpc.script"),
+    ),
 ];
 
 /// Mount points and homes; what is not named is made as a parent, mode 755.
@@ -71,18 +111,136 @@ const LINKS: &[(&str, &str)] = &[
 
 /// Names under which busybox is found; in `usr/sbin` those that Debian has there.
 const APPLETS: &[&str] = &[
-    "[", "ash", "awk", "base64", "basename", "cat", "chgrp", "chmod", "chown", "chroot", "clear", "cmp", "cp", "cut", "date", "dd",
-    "df", "diff", "dirname", "dmesg", "du", "echo", "env", "expr", "false", "find", "free", "grep", "gunzip", "gzip", "head",
-    "hexdump", "hostname", "id", "kill", "killall", "less", "ln", "logger", "ls", "md5sum", "mkdir", "mkfifo", "mknod", "mktemp",
-    "more", "mount", "mv", "nc", "netstat", "nslookup", "od", "passwd", "patch", "pidof", "ping", "printf", "ps", "pwd",
-    "readlink", "realpath", "renice", "reset", "rm", "rmdir", "sed", "seq", "setsid", "sh", "sha256sum", "sleep", "sort", "stat",
-    "strings", "stty", "su", "sync", "tail", "tar", "tee", "telnet", "test", "time", "timeout", "top", "touch", "tr", "true",
-    "tty", "umount", "uname", "uniq", "unzip", "uptime", "usleep", "vi", "watch", "wc", "wget", "which", "who", "whoami", "xargs",
-    "xxd", "xz", "yes", "zcat",
+    "[",
+    "ash",
+    "awk",
+    "base64",
+    "basename",
+    "cat",
+    "chgrp",
+    "chmod",
+    "chown",
+    "chroot",
+    "clear",
+    "cmp",
+    "cp",
+    "cut",
+    "date",
+    "dd",
+    "df",
+    "diff",
+    "dirname",
+    "dmesg",
+    "du",
+    "echo",
+    "env",
+    "expr",
+    "false",
+    "find",
+    "free",
+    "grep",
+    "gunzip",
+    "gzip",
+    "head",
+    "hexdump",
+    "hostname",
+    "id",
+    "kill",
+    "killall",
+    "less",
+    "ln",
+    "logger",
+    "ls",
+    "md5sum",
+    "mkdir",
+    "mkfifo",
+    "mknod",
+    "mktemp",
+    "more",
+    "mount",
+    "mv",
+    "nc",
+    "netstat",
+    "nslookup",
+    "od",
+    "passwd",
+    "patch",
+    "pidof",
+    "ping",
+    "printf",
+    "ps",
+    "pwd",
+    "readlink",
+    "realpath",
+    "renice",
+    "reset",
+    "rm",
+    "rmdir",
+    "sed",
+    "seq",
+    "setsid",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "stat",
+    "strings",
+    "stty",
+    "su",
+    "sync",
+    "tail",
+    "tar",
+    "tee",
+    "telnet",
+    "test",
+    "time",
+    "timeout",
+    "top",
+    "touch",
+    "tr",
+    "true",
+    "tty",
+    "umount",
+    "uname",
+    "uniq",
+    "unzip",
+    "uptime",
+    "usleep",
+    "vi",
+    "watch",
+    "wc",
+    "wget",
+    "which",
+    "who",
+    "whoami",
+    "xargs",
+    "xxd",
+    "xz",
+    "yes",
+    "zcat",
 ];
 const SYSTEM_APPLETS: &[&str] = &[
-    "depmod", "fdisk", "getty", "halt", "ifconfig", "init", "insmod", "ip", "lsmod", "modprobe", "poweroff",
-    "reboot", "rmmod", "route", "swapoff", "swapon", "switch_root", "sysctl", "syslogd", "udhcpc", "uevent",
+    "depmod",
+    "fdisk",
+    "getty",
+    "halt",
+    "ifconfig",
+    "init",
+    "insmod",
+    "ip",
+    "lsmod",
+    "modprobe",
+    "poweroff",
+    "reboot",
+    "rmmod",
+    "route",
+    "swapoff",
+    "swapon",
+    "switch_root",
+    "sysctl",
+    "syslogd",
+    "udhcpc",
+    "uevent",
 ];
 
 /// Our programs for the guest, as they are to be installed.
@@ -97,7 +255,10 @@ pub(crate) fn apply(tree: &mut Tree, programs: Option<&GuestPrograms>, identity:
         tree.insert(path, Entry::directory(*mode));
     }
     for path in USER_FOLDERS {
-        tree.insert(path, Entry::directory(if *path == "home/user" { 0o700 } else { 0o755 }).owned_by(USER_ID));
+        tree.insert(
+            path,
+            Entry::directory(if *path == "home/user" { 0o700 } else { 0o755 }).owned_by(USER_ID),
+        );
     }
     for (path, mode, contents) in FILES {
         tree.insert(path, Entry::file(*mode, *contents));
@@ -109,11 +270,20 @@ pub(crate) fn apply(tree: &mut Tree, programs: Option<&GuestPrograms>, identity:
         tree.insert(&format!("usr/bin/{applet}"), Entry::symlink("busybox"));
     }
     for applet in SYSTEM_APPLETS {
-        tree.insert(&format!("usr/sbin/{applet}"), Entry::symlink("../bin/busybox"));
+        tree.insert(
+            &format!("usr/sbin/{applet}"),
+            Entry::symlink("../bin/busybox"),
+        );
     }
     tree.insert("usr/share/pollux/sync.toml", Entry::file(0o644, identity));
     if let Some(programs) = programs {
-        tree.insert("usr/bin/handset", Entry::file(0o755, programs.handset.as_slice()));
-        tree.insert("usr/bin/pollux-agent", Entry::file(0o755, programs.agent.as_slice()));
+        tree.insert(
+            "usr/bin/handset",
+            Entry::file(0o755, programs.handset.as_slice()),
+        );
+        tree.insert(
+            "usr/bin/pollux-agent",
+            Entry::file(0o755, programs.agent.as_slice()),
+        );
     }
 }

@@ -20,7 +20,12 @@ pub(crate) type Debs = HashMap<String, PathBuf>;
 /// Brings every package of `lock` into `dir`, and returns the lock that was really fetched.
 ///
 /// A version that has left the mirror is replaced by the present one.
-pub(crate) fn fetch(manifest: &Manifest, lock: &Lock, dir: &Path, progress: Progress<'_>) -> Result<(Lock, Debs)> {
+pub(crate) fn fetch(
+    manifest: &Manifest,
+    lock: &Lock,
+    dir: &Path,
+    progress: Progress<'_>,
+) -> Result<(Lock, Debs)> {
     fs::create_dir_all(dir).map_err(|source| BuildError::io("create", dir, source))?;
     let (mut missing, mut damaged) = (Vec::new(), Vec::new());
     for package in &lock.packages {
@@ -31,7 +36,10 @@ pub(crate) fn fetch(manifest: &Manifest, lock: &Lock, dir: &Path, progress: Prog
         }
     }
     for package in &damaged {
-        progress(&format!("cached {} is damaged, fetching it again", package.file_name()));
+        progress(&format!(
+            "cached {} is damaged, fetching it again",
+            package.file_name()
+        ));
         let path = dir.join(package.file_name());
         fs::remove_file(&path).map_err(|source| BuildError::io("remove", &path, source))?;
     }
@@ -41,14 +49,27 @@ pub(crate) fn fetch(manifest: &Manifest, lock: &Lock, dir: &Path, progress: Prog
     }
 
     let bytes: u64 = missing.iter().map(|package| package.size).sum();
-    progress(&format!("fetching {} packages, {:.1} MB", missing.len(), bytes as f64 / 1e6));
+    progress(&format!(
+        "fetching {} packages, {:.1} MB",
+        missing.len(),
+        bytes as f64 / 1e6
+    ));
     // One call: apt fetches in parallel. If one has left the mirror apt fetches none, so each is then tried alone.
     let mut present = lock.clone();
     if download(&missing, dir).is_err() {
-        let mut mirror = Mirror { manifest, dir, progress, asked: false };
+        let mut mirror = Mirror {
+            manifest,
+            dir,
+            progress,
+            asked: false,
+        };
         for package in missing {
             let obtained = mirror.obtain(package)?;
-            if let Some(slot) = present.packages.iter_mut().find(|locked| *locked == package) {
+            if let Some(slot) = present
+                .packages
+                .iter_mut()
+                .find(|locked| *locked == package)
+            {
                 *slot = obtained;
             }
         }
@@ -57,8 +78,18 @@ pub(crate) fn fetch(manifest: &Manifest, lock: &Lock, dir: &Path, progress: Prog
         let path = dir.join(package.file_name());
         match check(package, &path)? {
             Cached::Good => {}
-            Cached::Missing => return Err(BuildError::Package { path, what: "apt said it was fetched, but it is not there".into() }),
-            Cached::Damaged => return Err(BuildError::Package { path, what: format!("its SHA-256 is not the locked {}", package.sha256) }),
+            Cached::Missing => {
+                return Err(BuildError::Package {
+                    path,
+                    what: "apt said it was fetched, but it is not there".into(),
+                });
+            }
+            Cached::Damaged => {
+                return Err(BuildError::Package {
+                    path,
+                    what: format!("its SHA-256 is not the locked {}", package.sha256),
+                });
+            }
         }
     }
     let debs = debs(&present, dir);
@@ -67,7 +98,10 @@ pub(crate) fn fetch(manifest: &Manifest, lock: &Lock, dir: &Path, progress: Prog
 
 /// The present versions of all packages that `manifest` names.
 pub(crate) fn lock_present(manifest: &Manifest) -> Result<Lock> {
-    let mut packages = vec![candidate(&kernel_package(manifest)?, &manifest.architecture)?];
+    let mut packages = vec![candidate(
+        &kernel_package(manifest)?,
+        &manifest.architecture,
+    )?];
     for package in &manifest.packages {
         packages.push(candidate(&package.name, &manifest.architecture)?);
     }
@@ -87,7 +121,9 @@ impl Mirror<'_> {
     /// Fetches the package, or the present version of it; returns which.
     fn obtain(&mut self, package: &LockedPackage) -> Result<LockedPackage> {
         loop {
-            let Err(reason) = download(&[package], self.dir) else { return Ok(package.clone()) };
+            let Err(reason) = download(&[package], self.dir) else {
+                return Ok(package.clone());
+            };
             if let Ok(present) = self.present(package)
                 && present.version != package.version
                 && (is_cached(&present, self.dir)? || download(&[&present], self.dir).is_ok())
@@ -95,7 +131,11 @@ impl Mirror<'_> {
                 (self.progress)(&format!(
                     "WARNING: {} {} has left the mirror; taking {} {}. The image will NOT be the locked one: its hash differs. \
                      `image-builder build {} --relock` makes the change lasting.",
-                    package.name, package.version, present.name, present.version, self.manifest.name
+                    package.name,
+                    package.version,
+                    present.name,
+                    present.version,
+                    self.manifest.name
                 ));
                 return Ok(present);
             }
@@ -112,29 +152,52 @@ impl Mirror<'_> {
     }
 
     fn present(&self, package: &LockedPackage) -> Result<LockedPackage> {
-        let is_kernel = !self.manifest.packages.iter().any(|named| named.name == package.name);
-        let name = if is_kernel { kernel_package(self.manifest)? } else { package.name.clone() };
+        let is_kernel = !self
+            .manifest
+            .packages
+            .iter()
+            .any(|named| named.name == package.name);
+        let name = if is_kernel {
+            kernel_package(self.manifest)?
+        } else {
+            package.name.clone()
+        };
         candidate(&name, &self.manifest.architecture)
     }
 }
 
 fn is_cached(package: &LockedPackage, dir: &Path) -> Result<bool> {
-    Ok(matches!(check(package, &dir.join(package.file_name()))?, Cached::Good))
+    Ok(matches!(
+        check(package, &dir.join(package.file_name()))?,
+        Cached::Good
+    ))
 }
 
 fn debs(lock: &Lock, dir: &Path) -> Debs {
-    lock.packages.iter().map(|package| (package.name.clone(), dir.join(package.file_name()))).collect()
+    lock.packages
+        .iter()
+        .map(|package| (package.name.clone(), dir.join(package.file_name())))
+        .collect()
 }
 
 impl LockedPackage {
     /// As `apt-get download` names it.
     fn file_name(&self) -> String {
-        format!("{}_{}_{}.deb", self.name, self.version.replace(':', "%3a"), self.architecture)
+        format!(
+            "{}_{}_{}.deb",
+            self.name,
+            self.version.replace(':', "%3a"),
+            self.architecture
+        )
     }
 
     fn apt_name(&self) -> String {
         // Packages for all architectures are not found under a foreign one.
-        if self.architecture == "all" { self.name.clone() } else { format!("{}:{}", self.name, self.architecture) }
+        if self.architecture == "all" {
+            self.name.clone()
+        } else {
+            format!("{}:{}", self.name, self.architecture)
+        }
     }
 }
 
@@ -151,7 +214,11 @@ fn check(package: &LockedPackage, path: &Path) -> Result<Cached> {
         Err(source) => return Err(BuildError::io("open", path, source)),
     };
     let hash = sha256_of(file).map_err(|source| BuildError::io("read", path, source))?;
-    Ok(if hash == package.sha256 { Cached::Good } else { Cached::Damaged })
+    Ok(if hash == package.sha256 {
+        Cached::Good
+    } else {
+        Cached::Damaged
+    })
 }
 
 pub(crate) fn sha256_of(mut from: impl io::Read) -> io::Result<String> {
@@ -163,8 +230,14 @@ pub(crate) fn sha256_of(mut from: impl io::Read) -> io::Result<String> {
 fn download(packages: &[&LockedPackage], dir: &Path) -> Result<()> {
     let mut command = Command::new("apt-get");
     // apt's sandbox user may not write to a cache in someone's home folder.
-    command.current_dir(dir).args(["-q", "-o", "APT::Sandbox::User=root", "download"]);
-    command.args(packages.iter().map(|package| format!("{}={}", package.apt_name(), package.version)));
+    command
+        .current_dir(dir)
+        .args(["-q", "-o", "APT::Sandbox::User=root", "download"]);
+    command.args(
+        packages
+            .iter()
+            .map(|package| format!("{}={}", package.apt_name(), package.version)),
+    );
     run(command, "apt-get download").map(drop)
 }
 
@@ -175,41 +248,72 @@ fn kernel_package(manifest: &Manifest) -> Result<String> {
         .split([' ', ',', ':'])
         .find(|name| name.starts_with("linux-image-"))
         .map(str::to_owned)
-        .ok_or_else(|| BuildError::Apt { what: format!("{} depends on no linux-image package", manifest.kernel.metapackage) })
+        .ok_or_else(|| BuildError::Apt {
+            what: format!(
+                "{} depends on no linux-image package",
+                manifest.kernel.metapackage
+            ),
+        })
 }
 
 fn candidate(name: &str, architecture: &str) -> Result<LockedPackage> {
     let stanza = apt_show(name, architecture).or_else(|_| apt_show(name, ""))?;
     let need = |key: &str| {
-        field(&stanza, key).ok_or_else(|| BuildError::Apt { what: format!("apt-cache shows no {key} for {name}") })
+        field(&stanza, key).ok_or_else(|| BuildError::Apt {
+            what: format!("apt-cache shows no {key} for {name}"),
+        })
     };
     Ok(LockedPackage {
         name: need("Package")?,
         version: need("Version")?,
         architecture: need("Architecture")?,
         sha256: need("SHA256")?,
-        size: need("Size")?.parse().map_err(|_| BuildError::Apt { what: format!("apt-cache shows no numeric Size for {name}") })?,
+        size: need("Size")?.parse().map_err(|_| BuildError::Apt {
+            what: format!("apt-cache shows no numeric Size for {name}"),
+        })?,
     })
 }
 
 fn apt_show(name: &str, architecture: &str) -> Result<String> {
     let mut command = Command::new("apt-cache");
-    let name = if architecture.is_empty() { name.to_owned() } else { format!("{name}:{architecture}") };
+    let name = if architecture.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}:{architecture}")
+    };
     command.args(["show", "--no-all-versions", &name]);
     let stanza = run(command, &format!("apt-cache show {name}"))?;
     // It succeeds, and prints nothing, when there is no such package.
-    if stanza.is_empty() { Err(BuildError::Apt { what: format!("there is no package {name}") }) } else { Ok(stanza) }
+    if stanza.is_empty() {
+        Err(BuildError::Apt {
+            what: format!("there is no package {name}"),
+        })
+    } else {
+        Ok(stanza)
+    }
 }
 
 fn field(stanza: &str, key: &str) -> Option<String> {
-    stanza.lines().find_map(|line| Some(line.strip_prefix(key)?.strip_prefix(": ")?.trim().to_owned()))
+    stanza.lines().find_map(|line| {
+        Some(
+            line.strip_prefix(key)?
+                .strip_prefix(": ")?
+                .trim()
+                .to_owned(),
+        )
+    })
 }
 
 fn run(mut command: Command, what: &str) -> Result<String> {
-    let output = command.env("LC_ALL", "C").output().map_err(|source| BuildError::tool(what, source))?;
+    let output = command
+        .env("LC_ALL", "C")
+        .output()
+        .map_err(|source| BuildError::tool(what, source))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        return Err(BuildError::Apt { what: format!("{what}: {}", stderr.trim()) });
+        return Err(BuildError::Apt {
+            what: format!("{what}: {}", stderr.trim()),
+        });
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -36,19 +36,38 @@ pub(crate) enum Node {
 
 impl Entry {
     pub(crate) fn directory(mode: u32) -> Entry {
-        Entry { mode, uid: 0, gid: 0, node: Node::Directory }
+        Entry {
+            mode,
+            uid: 0,
+            gid: 0,
+            node: Node::Directory,
+        }
     }
 
     pub(crate) fn file(mode: u32, contents: impl Into<Vec<u8>>) -> Entry {
-        Entry { mode, uid: 0, gid: 0, node: Node::File(contents.into()) }
+        Entry {
+            mode,
+            uid: 0,
+            gid: 0,
+            node: Node::File(contents.into()),
+        }
     }
 
     pub(crate) fn symlink(target: &str) -> Entry {
-        Entry { mode: 0o777, uid: 0, gid: 0, node: Node::Symlink(target.to_owned()) }
+        Entry {
+            mode: 0o777,
+            uid: 0,
+            gid: 0,
+            node: Node::Symlink(target.to_owned()),
+        }
     }
 
     pub(crate) fn owned_by(self, uid: u32) -> Entry {
-        Entry { uid, gid: uid, ..self }
+        Entry {
+            uid,
+            gid: uid,
+            ..self
+        }
     }
 }
 
@@ -56,7 +75,11 @@ impl Entry {
 pub(crate) fn merged_usr(path: &str) -> String {
     let path = path.trim_start_matches("./").trim_matches('/');
     let first = path.split('/').next().unwrap_or_default();
-    if MERGED_INTO_USR.contains(&first) { format!("usr/{path}") } else { path.to_owned() }
+    if MERGED_INTO_USR.contains(&first) {
+        format!("usr/{path}")
+    } else {
+        path.to_owned()
+    }
 }
 
 impl Tree {
@@ -64,7 +87,9 @@ impl Tree {
     pub(crate) fn insert(&mut self, path: &str, entry: Entry) {
         let mut parent = path;
         while let Some((above, _)) = parent.rsplit_once('/') {
-            self.entries.entry(above.to_owned()).or_insert_with(|| Entry::directory(0o755));
+            self.entries
+                .entry(above.to_owned())
+                .or_insert_with(|| Entry::directory(0o755));
             parent = above;
         }
         self.entries.insert(path.to_owned(), entry);
@@ -76,15 +101,21 @@ impl Tree {
 
     /// Entries in byte order of their paths, so a directory comes before what it holds.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
-        self.entries.iter().map(|(path, entry)| (path.as_str(), entry))
+        self.entries
+            .iter()
+            .map(|(path, entry)| (path.as_str(), entry))
     }
 
     /// The first file whose name is `name`, wherever it lies.
     pub(crate) fn find_file(&self, name: &str) -> Option<&[u8]> {
-        self.entries.iter().find_map(|(path, entry)| match &entry.node {
-            Node::File(contents) if path.rsplit('/').next() == Some(name) => Some(contents.as_slice()),
-            _ => None,
-        })
+        self.entries
+            .iter()
+            .find_map(|(path, entry)| match &entry.node {
+                Node::File(contents) if path.rsplit('/').next() == Some(name) => {
+                    Some(contents.as_slice())
+                }
+                _ => None,
+            })
     }
 
     /// Writes the tree as a tar file (ustar, numeric owners).
@@ -160,7 +191,11 @@ mod tests {
 
     #[test]
     fn tar_is_the_same_whatever_the_order_of_insertion() {
-        let entries = [("a/b", Entry::file(0o644, "x")), ("a", Entry::directory(0o700)), ("c", Entry::symlink("a/b"))];
+        let entries = [
+            ("a/b", Entry::file(0o644, "x")),
+            ("a", Entry::directory(0o700)),
+            ("c", Entry::symlink("a/b")),
+        ];
         let write = |order: &[usize]| {
             let mut tree = Tree::default();
             for &index in order {

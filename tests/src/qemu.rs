@@ -59,7 +59,9 @@ pub enum Root {
 pub enum Network {
     None,
     /// QEMU's own user-mode network, with these ports of the host's loopback forwarded to the guest's.
-    User { forward: Vec<(u16, u16)> },
+    User {
+        forward: Vec<(u16, u16)>,
+    },
     /// Ethernet frames on a Unix socket that is listening, each after its length (u32, big-endian).
     Stream(PathBuf),
 }
@@ -127,9 +129,15 @@ impl Qemu {
         let complaints = folder.path().join(COMPLAINTS);
         let mut arguments = Arguments::default();
         arguments.machine(phone);
-        arguments.add("-chardev", [b"socket,id=monitor,path=", path_bytes(&monitor_path)]);
+        arguments.add(
+            "-chardev",
+            [b"socket,id=monitor,path=", path_bytes(&monitor_path)],
+        );
         arguments.add("-mon", [b"chardev=monitor,mode=control".as_slice()]);
-        arguments.add("-chardev", [b"socket,id=serial,path=", path_bytes(&serial_path)]);
+        arguments.add(
+            "-chardev",
+            [b"socket,id=serial,path=", path_bytes(&serial_path)],
+        );
         arguments.add("-serial", [b"chardev:serial".as_slice()]);
         arguments.network(&phone.network);
         arguments.ports(&phone.ports);
@@ -177,7 +185,8 @@ impl Qemu {
     /// Runs a QMP command and returns what it returns.
     pub fn command(&mut self, name: &str, arguments: Value) -> Result<Value> {
         self.exchange(name, arguments).with_context(|| {
-            let complaints = std::fs::read_to_string(self.folder.path().join(COMPLAINTS)).unwrap_or_default();
+            let complaints =
+                std::fs::read_to_string(self.folder.path().join(COMPLAINTS)).unwrap_or_default();
             format!("QMP command {name} fails; QEMU says: {}", complaints.trim())
         })
     }
@@ -234,7 +243,8 @@ impl Qemu {
     }
 
     fn send(&mut self, events: Value) -> Result<()> {
-        self.command("input-send-event", json!({ "events": events })).map(drop)
+        self.command("input-send-event", json!({ "events": events }))
+            .map(drop)
     }
 
     /// The screen as a PNG file.
@@ -249,8 +259,18 @@ impl Qemu {
         const TICKS_PER_SECOND: f64 = 100.0;
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.qemu.0.id()))?;
         // proc(5): after the name in brackets come state and, as 12th and 13th, user and system time.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).context("short /proc stat");
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        let ticks = |index: usize| {
+            fields
+                .get(index)
+                .and_then(|field| field.parse::<f64>().ok())
+                .context("short /proc stat")
+        };
         Ok((ticks(11)? + ticks(12)?) / TICKS_PER_SECOND)
     }
 
@@ -289,7 +309,10 @@ impl Console {
             .wait_timeout_while(self.lock(), timeout, |state| !found(state) && !state.1)
             .unwrap_or_else(PoisonError::into_inner);
         let printed = String::from_utf8_lossy(&state.0).into_owned();
-        ensure!(found(&state), "the phone never printed {text:?}; it printed:\n{printed}");
+        ensure!(
+            found(&state),
+            "the phone never printed {text:?}; it printed:\n{printed}"
+        );
         Ok(printed)
     }
 
@@ -321,7 +344,10 @@ impl Arguments {
         let (width, height) = phone.display;
         for (flag, value) in [
             // Else the kernel is randomised, turns KPTI on, and is three times slower at system calls.
-            ("-machine", "virt,gic-version=2,dtb-randomness=off".to_owned()),
+            (
+                "-machine",
+                "virt,gic-version=2,dtb-randomness=off".to_owned(),
+            ),
             ("-cpu", "cortex-a53".to_owned()),
             ("-m", phone.ram_mib.to_string()),
             ("-append", phone.cmdline.clone()),
@@ -336,7 +362,11 @@ impl Arguments {
         self.add("-kernel", [path_bytes(&phone.kernel)]);
         self.add("-initrd", [path_bytes(&phone.initramfs)]);
         self.device(&format!("virtio-gpu-device,xres={width},yres={height}"));
-        for device in ["virtio-keyboard-device", "virtio-tablet-device", "virtio-rng-device"] {
+        for device in [
+            "virtio-keyboard-device",
+            "virtio-tablet-device",
+            "virtio-rng-device",
+        ] {
             self.device(device);
         }
         if phone.counted {
@@ -345,13 +375,19 @@ impl Arguments {
     }
 
     fn disk(&mut self, disk: &Path) {
-        self.add("-drive", [b"if=none,id=disk,format=raw,file=", path_bytes(disk)]);
+        self.add(
+            "-drive",
+            [b"if=none,id=disk,format=raw,file=", path_bytes(disk)],
+        );
         self.device("virtio-blk-device,drive=disk");
     }
 
     fn flash(&mut self, socket: &Path, ram_mib: u32) {
         // The daemon reaches into guest memory.
-        self.add("-object", [format!("memory-backend-memfd,id=ram,share=on,size={ram_mib}M").as_bytes()]);
+        self.add(
+            "-object",
+            [format!("memory-backend-memfd,id=ram,share=on,size={ram_mib}M").as_bytes()],
+        );
         self.add("-machine", [b"memory-backend=ram".as_slice()]);
         self.add("-chardev", [b"socket,id=flash,path=", path_bytes(socket)]);
         self.device("vhost-user-fs-device,chardev=flash,tag=flash");
@@ -361,12 +397,20 @@ impl Arguments {
         match network {
             Network::None => return,
             Network::User { forward } => {
-                let forward: String =
-                    forward.iter().map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}")).collect();
+                let forward: String = forward
+                    .iter()
+                    .map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"))
+                    .collect();
                 self.add("-netdev", [b"user,id=net", forward.as_bytes()]);
             }
             Network::Stream(socket) => {
-                self.add("-netdev", [b"stream,id=net,server=off,addr.type=unix,addr.path=", path_bytes(socket)]);
+                self.add(
+                    "-netdev",
+                    [
+                        b"stream,id=net,server=off,addr.type=unix,addr.path=",
+                        path_bytes(socket),
+                    ],
+                );
             }
         }
         self.device("virtio-net-device,netdev=net");
@@ -378,7 +422,13 @@ impl Arguments {
         }
         self.device("virtio-serial-device");
         for (index, (name, socket)) in ports.iter().enumerate() {
-            self.add("-chardev", [format!("socket,id=port{index},path=").as_bytes(), path_bytes(socket)]);
+            self.add(
+                "-chardev",
+                [
+                    format!("socket,id=port{index},path=").as_bytes(),
+                    path_bytes(socket),
+                ],
+            );
             self.device(&format!("virtserialport,chardev=port{index},name={name}"));
         }
     }
@@ -406,9 +456,15 @@ fn accept(listener: &UnixListener, qemu: &mut Process, complaints: &Path) -> Res
             Err(error) => return Err(error.into()),
         }
         if let Some(status) = qemu.0.try_wait()? {
-            bail!("QEMU ended at its start ({status}): {}", std::fs::read_to_string(complaints)?.trim());
+            bail!(
+                "QEMU ended at its start ({status}): {}",
+                std::fs::read_to_string(complaints)?.trim()
+            );
         }
-        ensure!(Instant::now() < deadline, "QEMU did not connect within {CONNECT_TIMEOUT:?}");
+        ensure!(
+            Instant::now() < deadline,
+            "QEMU did not connect within {CONNECT_TIMEOUT:?}"
+        );
         // Polled, not timed: ends at the connection, the process's end, or the deadline.
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -432,9 +488,15 @@ fn start_virtiofsd(root: &Path, socket: &Path, complaints: &Path) -> Result<Proc
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     while !socket.exists() {
         if let Some(status) = daemon.0.try_wait()? {
-            bail!("virtiofsd ended at its start ({status}): {}", std::fs::read_to_string(complaints)?.trim());
+            bail!(
+                "virtiofsd ended at its start ({status}): {}",
+                std::fs::read_to_string(complaints)?.trim()
+            );
         }
-        ensure!(Instant::now() < deadline, "virtiofsd did not listen within {CONNECT_TIMEOUT:?}");
+        ensure!(
+            Instant::now() < deadline,
+            "virtiofsd did not listen within {CONNECT_TIMEOUT:?}"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(daemon)
