@@ -164,7 +164,7 @@ impl Journal {
 
     /// Appends events durably and returns the seq of the last. All or none.
     pub(crate) fn append(&mut self, drafts: Vec<Draft>) -> Result<u64, JournalError> {
-        self.append_all(drafts, &[], &[])
+        self.append_all(drafts, &[], &[]).inspect_err(|_| self.make_room())
     }
 
     /// Appends events together with the chunks they name, as far as these were not [staged](Self::stage) before, and with
@@ -175,7 +175,7 @@ impl Journal {
         chunks: &[(Hash, Vec<u8>)],
         changes: &[KnownChange],
     ) -> Result<u64, JournalError> {
-        let last_seq = self.append_all(drafts, chunks, changes)?;
+        let last_seq = self.append_all(drafts, chunks, changes).inspect_err(|_| self.make_room())?;
         self.db.execute("DELETE FROM chunk WHERE uses <= 0", [])?;
         Ok(last_seq)
     }
@@ -203,9 +203,16 @@ impl Journal {
     /// Stores chunks of a large file ahead of the event that names them.
     pub(crate) fn stage(&mut self, chunks: &[(Hash, Vec<u8>)]) -> Result<(), JournalError> {
         let transaction = self.db.transaction()?;
-        insert_chunks(&transaction, chunks)?;
-        transaction.commit()?;
-        Ok(())
+        let staged = insert_chunks(&transaction, chunks).and_then(|()| Ok(transaction.commit()?));
+        staged.inspect_err(|_| self.make_room())
+    }
+
+    /// After a failure: the write-ahead log may hold what was rolled back, and the disk be full of it.
+    fn make_room(&self) {
+        let checkpoint = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        if !matches!(checkpoint, Ok(0)) {
+            tracing::debug!(?checkpoint, "the write-ahead log cannot be emptied");
+        }
     }
 
     /// Records what a command did to the tree and its result in one step. No event: the appliance made the change.

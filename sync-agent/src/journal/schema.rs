@@ -11,6 +11,9 @@ const PAGE_BYTES: u64 = 4096;
 /// Free pages above which the file is shrunk after an acknowledgement.
 const FREE_PAGES_KEPT: i64 = 4096;
 
+/// Of the write-ahead log after a checkpoint.
+const LOG_BYTES_KEPT: u64 = 1024 * 1024;
+
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS event (seq INTEGER PRIMARY KEY, is_file INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
@@ -31,6 +34,8 @@ pub(super) fn prepare(db: &Connection, bytes_max: u64) -> Result<(), JournalErro
     db.pragma_update(None, "synchronous", "FULL")?;
     // A journal that grew under a larger limit must stay usable: SQLite raises the number to what is there.
     db.pragma_update_and_check(None, "max_page_count", as_i64(bytes_max / PAGE_BYTES), |_| Ok(()))?;
+    // The write-ahead log shrinks again after a large transaction.
+    db.pragma_update_and_check(None, "journal_size_limit", as_i64(LOG_BYTES_KEPT), |_| Ok(()))?;
     let soundness: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if soundness != "ok" {
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);

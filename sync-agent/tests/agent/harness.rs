@@ -29,6 +29,9 @@ pub(crate) fn with_phone<F: Future<Output = ()>>(name: &str, test: impl FnOnce(P
 
 /// Runs a test on a runtime of its own.
 pub(crate) fn run(test: impl Future<Output = ()>) {
+    let filter = tracing_subscriber::EnvFilter::from_env("POLLUX_LOG");
+    // Only the first test in a process sets it.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_test_writer().try_init();
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test);
 }
 

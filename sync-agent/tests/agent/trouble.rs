@@ -38,7 +38,7 @@ fn a_full_journal_waits_for_the_appliance() {
 fn a_full_disk_is_survived_and_reported() {
     with_phone("a_full_disk_is_survived_and_reported", |phone| async move {
         let appliance = FakeAppliance::start().await;
-        phone.mount_tmpfs(&phone.state(), "8m");
+        phone.mount_tmpfs(&phone.state(), "16m");
         let agent = phone.start(&appliance);
         appliance.until_scanned(0).await;
         let before = appliance.with(|state| state.events.len());

@@ -4,6 +4,7 @@
 //! which order. Steps are small, so that commands are not kept waiting by a scan.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use sync_protocol::event::{Control, ControlKind, FileChange, FileOp, Kind, Node};
 use sync_protocol::hash::Hash;
@@ -24,7 +25,10 @@ use crate::journal::{Draft, JournalError, JournalHandle, Limits};
 const CHANGED_PATHS_MAX: usize = 65_536;
 /// Sizes at which events found so far are committed.
 const PENDING_EVENTS_MAX: usize = 256;
-const PENDING_CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
+const PENDING_CHUNK_BYTES_MAX: usize = 1024 * 1024;
+/// How long the journal is left alone after trouble: doubled each time, until there is none.
+const TROUBLE_WAIT: Duration = Duration::from_millis(200);
+const TROUBLE_DOUBLINGS_MAX: u32 = 7;
 /// How often a file that changes under the reader is read again before it is left for later.
 const READ_ATTEMPTS: usize = 5;
 /// Complaints remembered, so that each is made once.
@@ -56,6 +60,9 @@ pub(crate) struct Tracker {
     has_room: bool,
     /// Why the journal could not be written, until it can and this has been reported.
     trouble: Option<String>,
+    /// Times in a row that there was trouble, and when to try again.
+    troubles: u32,
+    retry_at: Instant,
     complaints: BTreeMap<PhonePath, i64>,
 }
 
@@ -105,6 +112,8 @@ impl Tracker {
             scan_due: None,
             has_room: true,
             trouble: None,
+            troubles: 0,
+            retry_at: Instant::now(),
             complaints: BTreeMap::new(),
         };
         tracker.set_scope(scope);
@@ -238,7 +247,11 @@ impl Tracker {
         {
             self.report(ControlKind::ScanDone, String::new(), None, scan.differences);
         }
-        self.commit()
+        self.commit()?;
+        if self.is_idle() {
+            self.troubles = 0;
+        }
+        Ok(())
     }
 
     /// After trouble, or when there was no room: goes on if the journal can be written again.
@@ -247,6 +260,9 @@ impl Tracker {
             self.has_room = self.journal.call(|journal| journal.has_room_for_files())?;
         }
         if let Some(text) = self.trouble.clone() {
+            if Instant::now() < self.retry_at {
+                return Err(Halt::NoRoom);
+            }
             self.report(ControlKind::JournalTrouble, text, None, 0);
             self.commit()?;
             self.trouble = None;
@@ -257,6 +273,7 @@ impl Tracker {
 
     fn halt(&mut self, halt: Halt) {
         match halt {
+            Halt::NoRoom if self.trouble.is_some() => {}
             Halt::NoRoom => {
                 // What was found so far is small and can be told; its chunks are already in.
                 self.has_room = false;
@@ -272,6 +289,8 @@ impl Tracker {
     fn distrust(&mut self, error: &JournalError) {
         tracing::warn!(%error, "cannot write the journal");
         self.trouble.get_or_insert_with(|| error.to_string());
+        self.retry_at = Instant::now() + TROUBLE_WAIT * (1 << self.troubles.min(TROUBLE_DOUBLINGS_MAX));
+        self.troubles += 1;
         self.pending = Pending::default();
         match self.journal.call(|journal| journal.known_tree()) {
             Ok(tree) => self.tree = tree,
