@@ -113,8 +113,14 @@ struct Queue {
     free: Vec<u16>,
     next_available: u16,
     next_used: u16,
-    /// By head: the chain's descriptors and its writable buffers.
-    lent: Vec<Option<(Vec<u16>, Vec<(u64, u32)>)>>,
+    /// By head.
+    lent: Vec<Option<Lent>>,
+}
+
+/// A chain that the device has: its descriptors, and address and length of its writable buffers.
+struct Lent {
+    descriptors: Vec<u16>,
+    writable: Vec<(u64, u32)>,
 }
 
 pub struct FakeDriver<D> {
@@ -317,7 +323,8 @@ impl<D: VirtioDevice> FakeDriver<D> {
             self.raw_descriptor(queue, index, address, len, flags, next.unwrap_or(0));
         }
         let head = chain[0].0;
-        self.queues[queue].lent[usize::from(head)] = Some((chain.iter().map(|c| c.0).collect(), writable));
+        let descriptors = chain.iter().map(|c| c.0).collect();
+        self.queues[queue].lent[usize::from(head)] = Some(Lent { descriptors, writable });
         self.offer(queue, head);
         head
     }
@@ -364,8 +371,9 @@ impl<D: VirtioDevice> FakeDriver<D> {
         let len = u32::from_le_bytes(len.try_into().expect("4 bytes")) as usize;
         let q = &mut self.queues[queue];
         q.next_used = next.wrapping_add(1);
-        let (chain, writable) = q.lent[usize::from(head)].take().expect("the device uses a chain that it was lent");
-        q.free.extend(chain);
+        let lent = q.lent[usize::from(head)].take();
+        let Lent { descriptors, writable } = lent.expect("the device uses a chain that it was lent");
+        q.free.extend(descriptors);
         let used_event = (q.available + 4 + 2 * u64::from(size), q.next_used);
         if self.features & F_EVENT_IDX != 0 {
             self.write_ram(used_event.0, &used_event.1.to_le_bytes());

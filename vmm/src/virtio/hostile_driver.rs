@@ -24,7 +24,10 @@ pub fn play<D: VirtioDevice>(driver: &mut FakeDriver<D>, peers: &mut [UnixStream
             1 => driver.transport.read(script.number(2) % 0x210, &mut vec![0; 1 << (queue % 4)]),
             2 => driver.transport.write(reg::CONFIG + script.number(1), script.take(1)),
             3 => {
-                let address = if queue % 2 == 0 { script.number(8) } else { RAM_BASE + script.number(4) % RAM_BYTES };
+                let address = match queue.is_multiple_of(2) {
+                    true => script.number(8),
+                    false => RAM_BASE + script.number(4) % RAM_BYTES,
+                };
                 let (index, len, flags) = (script.number(1) % 8, script.number(4), script.number(1) % 8);
                 let next = script.number(1) % 9;
                 driver.raw_descriptor(queue, index as u16, address, len as u32, flags as u16, next as u16);
@@ -62,7 +65,7 @@ fn offer_chain<D: VirtioDevice>(driver: &mut FakeDriver<D>, queue: usize, script
             let contents = script.some();
             driver.write_ram(address, contents);
             // Now and then longer than what was written: the rest is what earlier chains left.
-            let more = if contents.len() % 5 == 0 { script.number(2) } else { 0 };
+            let more = if contents.len().is_multiple_of(5) { script.number(2) } else { 0 };
             (contents.len() as u64 + more, 0)
         } else {
             (script.number(2), 2)
@@ -132,7 +135,10 @@ mod tests {
         for seed in 0..SCRIPTS {
             let mut random = StdRng::seed_from_u64(seed);
             // Mostly small numbers: they mean something more often.
-            let byte = |random: &mut StdRng| if random.random_bool(0.7) { random.random_range(0..16) } else { random.random() };
+            let byte = |random: &mut StdRng| match random.random_bool(0.7) {
+                true => random.random_range(0..16),
+                false => random.random(),
+            };
             let script: Vec<u8> = (0..SCRIPT_BYTES).map(|_| byte(&mut random)).collect();
             let (device, mut peers) = make();
             let mut driver = FakeDriver::started(device);
