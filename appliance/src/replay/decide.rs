@@ -1,14 +1,17 @@
 //! What replaying one event means: pure decisions, no clock, no machine.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sync_protocol::event::{ControlKind, Event, Kind};
+use sync_protocol::event::{ControlKind, Event, Frame, Kind, Origin};
 
 /// Least time between two frames of input: an emulated guest must drain its queue before the next comes.
 const GAP_MIN: Duration = Duration::from_millis(4);
-/// Longest pause that is kept while catching up: long enough that a double tap or a long press stays one.
-const GAP_CAUGHT_UP_MAX: Duration = Duration::from_millis(1200);
+/// Longest pause that is kept while a key or finger is down: a long press stays one.
+const GAP_HELD_MAX: Duration = Duration::from_millis(1200);
+/// Longest pause that is kept otherwise: two taps stay two, and a twin that lags catches up.
+const GAP_FREE_MAX: Duration = Duration::from_millis(150);
 /// Input that a twin is given before it shows what the phone does; beyond, it begins with the phone's files alone.
 pub(super) const INPUT_REPLAYED_MAX: usize = 20_000;
 
@@ -69,18 +72,61 @@ fn boot_id(text: &str) -> Option<String> {
     text.split_whitespace().next_back().filter(|word| word.len() >= 8).map(str::to_owned)
 }
 
-/// How long to wait before giving the twin a frame that the phone saw `mono_us` after its boot, when the frame before was at
-/// `before_us` and given `since` ago. A twin that lags keeps the phone's rhythm but shortens its pauses.
-pub(super) fn pause(before_us: u64, mono_us: u64, since: Duration) -> Duration {
-    // Events of ours have no such clock, and a reboot turns it back.
-    let gap = Duration::from_micros(mono_us.saturating_sub(before_us));
-    gap.clamp(GAP_MIN, GAP_CAUGHT_UP_MAX).saturating_sub(since)
+/// When something was done, by the clock of who did it: the phone's counts from its boot, ours from 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Moment {
+    origin: Origin,
+    us: u64,
+}
+
+impl Moment {
+    pub(super) fn of(event: &Event) -> Moment {
+        let us = match event.origin {
+            Origin::Phone => event.mono_us,
+            _ => u64::try_from(event.wall_us).unwrap_or(0),
+        };
+        Moment { origin: event.origin, us }
+    }
+}
+
+/// The rhythm in which a twin is given input.
+#[derive(Debug, Default)]
+pub(super) struct Rhythm {
+    last: Option<Moment>,
+    /// Keys and fingers that are down.
+    held: HashSet<u32>,
+}
+
+impl Rhythm {
+    /// How long to wait before giving a frame of `moment`, when the one before was given `since` ago. A twin that lags keeps the phone's
+    /// rhythm but shortens its pauses.
+    pub(super) fn pause(&self, moment: Moment, since: Duration) -> Duration {
+        let gap = match self.last {
+            // A reboot turns the phone's clock back.
+            Some(last) if last.origin == moment.origin => Duration::from_micros(moment.us.saturating_sub(last.us)),
+            _ => Duration::ZERO,
+        };
+        let longest = if self.held.is_empty() { GAP_FREE_MAX } else { GAP_HELD_MAX };
+        gap.clamp(GAP_MIN, longest).saturating_sub(since)
+    }
+
+    /// A frame of `moment` was given.
+    pub(super) fn gave(&mut self, moment: Moment, frame: &Frame) {
+        const EV_KEY: u32 = 1;
+        self.last = Some(moment);
+        for event in frame.events.iter().filter(|event| event.r#type == EV_KEY) {
+            match event.value {
+                0 => self.held.remove(&event.code),
+                _ => self.held.insert(event.code),
+            };
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sync_protocol::event::{Control, Origin};
+    use sync_protocol::event::Control;
 
     fn control(kind: ControlKind, text: &str) -> Event {
         let control = Control { kind, text: text.into(), path: None, count: 0 };
@@ -125,11 +171,21 @@ mod tests {
     #[test]
     fn the_phones_rhythm_is_kept_within_bounds() {
         let ms = Duration::from_millis;
-        assert_eq!(pause(0, 80_000, ms(0)), ms(80));
-        assert_eq!(pause(0, 80_000, ms(30)), ms(50));
-        assert_eq!(pause(0, 80_000, ms(200)), ms(0));
-        assert_eq!(pause(0, 0, ms(0)), GAP_MIN);
-        assert_eq!(pause(5_000_000, 0, ms(0)), GAP_MIN);
-        assert_eq!(pause(0, 3_600_000_000, ms(0)), GAP_CAUGHT_UP_MAX);
+        let phone = |us| Moment { origin: Origin::Phone, us };
+        let ours = |us| Moment { origin: Origin::Helpdesk, us };
+        let mut rhythm = Rhythm::default();
+        assert_eq!(rhythm.pause(phone(5_000_000), ms(0)), GAP_MIN);
+        rhythm.gave(phone(0), &crate::input::touch_up());
+        assert_eq!(rhythm.pause(phone(80_000), ms(0)), ms(80));
+        assert_eq!(rhythm.pause(phone(80_000), ms(30)), ms(50));
+        assert_eq!(rhythm.pause(phone(80_000), ms(200)), ms(0));
+        assert_eq!(rhythm.pause(phone(3_600_000_000), ms(0)), GAP_FREE_MAX);
+        assert_eq!(rhythm.pause(ours(u64::MAX), ms(0)), GAP_MIN);
+        // Held down: a long press stays long.
+        rhythm.gave(phone(0), &crate::input::key(30, true));
+        assert_eq!(rhythm.pause(phone(900_000), ms(0)), ms(900));
+        assert_eq!(rhythm.pause(phone(3_600_000_000), ms(0)), GAP_HELD_MAX);
+        rhythm.gave(phone(900_000), &crate::input::key(30, false));
+        assert_eq!(rhythm.pause(phone(0), ms(0)), GAP_MIN);
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::PAGE_EVENTS;
-use super::decide::{self, Beginning};
+use super::decide::{Beginning, Moment, Rhythm};
 use crate::flashes::TwinFlash;
 use crate::input;
 use crate::log::PhoneLogs;
@@ -40,31 +40,26 @@ pub struct Feeder {
     pub status: watch::Sender<TwinStatus>,
 }
 
-/// When the last frame was given, and when the phone saw it.
-struct Rhythm {
-    given: Instant,
-    mono_us: u64,
-}
-
 impl Feeder {
     /// Feeds until `stop`, or until the machine is gone. Returns the position up to which it was fed. `resumed`: the machine goes on
     /// from a saved state, and need not be waited for.
     pub async fn run(self, stop: CancellationToken, resumed: bool) -> u64 {
         let mut fed = self.beginning.input.saturating_sub(1);
         self.status.send_modify(|status| status.fed = fed);
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = self.control.gone() => {}
-            () = self.feed(&mut fed, resumed) => {}
+        if !resumed {
+            tokio::select! {
+                () = stop.cancelled() => return fed,
+                drawn = self.await_first_picture() => if !drawn {
+                    warn!(phone = %self.phone, "the twin's guest draws nothing; it is fed all the same");
+                },
+            }
         }
+        self.feed(&mut fed, &stop).await;
         fed
     }
 
-    /// `fed` rises only when an event has been given completely, so that this may be dropped at any await.
-    async fn feed(&self, fed: &mut u64, resumed: bool) {
-        if !resumed && !self.await_first_picture().await {
-            warn!(phone = %self.phone, "the twin's guest draws nothing; it is fed all the same");
-        }
+    /// Stops between two events only, so that what was fed is known.
+    async fn feed(&self, fed: &mut u64, stop: &CancellationToken) {
         let mut grown = match self.logs.watch(&self.phone) {
             Ok(grown) => grown,
             Err(error) => {
@@ -72,7 +67,7 @@ impl Feeder {
                 return;
             }
         };
-        let mut rhythm = Rhythm { given: Instant::now(), mono_us: 0 };
+        let (mut rhythm, mut given) = (Rhythm::default(), Instant::now());
         loop {
             let (logs, phone, next) = (self.logs.clone(), self.phone.clone(), *fed + 1);
             let page = tokio::task::spawn_blocking(move || logs.read(&phone, next, PAGE_EVENTS)).await;
@@ -85,40 +80,47 @@ impl Feeder {
                 Err(_) => return,
             };
             if page.is_empty() {
-                if grown.changed().await.is_err() {
-                    return;
+                let more = async { grown.changed().await.is_ok() };
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.control.gone() => return,
+                    more = more => if !more { return },
                 }
                 continue;
             }
             for (position, event) in page {
-                self.give(position, event, &mut rhythm).await;
+                if let Kind::Mmi(frame) = &event.kind {
+                    let moment = Moment::of(&event);
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(rhythm.pause(moment, given.elapsed())) => {}
+                    }
+                    self.drained().await;
+                    self.touch(frame.clone()).await;
+                    rhythm.gave(moment, frame);
+                    given = Instant::now();
+                } else {
+                    self.change(position, event).await;
+                }
                 *fed = position;
                 self.status.send_modify(|status| status.fed = position);
+                if stop.is_cancelled() {
+                    return;
+                }
             }
         }
     }
 
-    async fn give(&self, position: u64, event: Event, rhythm: &mut Rhythm) {
-        match &event.kind {
-            Kind::Mmi(frame) => {
-                let pause = decide::pause(rhythm.mono_us, event.mono_us, rhythm.given.elapsed());
-                tokio::time::sleep(pause).await;
-                self.drained().await;
-                self.touch(frame.clone()).await;
-                *rhythm = Rhythm { given: Instant::now(), mono_us: event.mono_us };
-            }
-            // The flash began with these.
-            Kind::File(_) if position <= self.beginning.files => {}
-            Kind::File(_) => {
-                let flash = self.flash.clone();
-                let applied = tokio::task::spawn_blocking(move || flash.apply(position, &event)).await;
-                match applied {
-                    Ok(Ok(paths)) => self.poke(paths).await,
-                    Ok(Err(error)) => warn!(phone = %self.phone, position, %error, "the twin's flash does not follow"),
-                    Err(error) => warn!(phone = %self.phone, position, %error, "the twin's flash does not follow"),
-                }
-            }
-            _ => {}
+    /// Applies a change of a file to the twin's flash; the flash began with those up to `beginning.files`.
+    async fn change(&self, position: u64, event: Event) {
+        if !matches!(event.kind, Kind::File(_)) || position <= self.beginning.files {
+            return;
+        }
+        let flash = self.flash.clone();
+        match tokio::task::spawn_blocking(move || flash.apply(position, &event)).await {
+            Ok(Ok(paths)) => self.poke(paths).await,
+            Ok(Err(error)) => warn!(phone = %self.phone, position, %error, "the twin's flash does not follow"),
+            Err(error) => warn!(phone = %self.phone, position, %error, "the twin's flash does not follow"),
         }
     }
 
