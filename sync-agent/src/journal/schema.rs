@@ -18,8 +18,10 @@ const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS event (seq INTEGER PRIMARY KEY, is_file INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS chunk (
-        id INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, uses INTEGER NOT NULL, zstd BLOB NOT NULL) STRICT;
+        id INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, uses INTEGER NOT NULL,
+        staged INTEGER NOT NULL, zstd BLOB NOT NULL) STRICT;
     CREATE INDEX IF NOT EXISTS chunk_unused ON chunk (id) WHERE uses <= 0;
+    CREATE INDEX IF NOT EXISTS chunk_staged ON chunk (id) WHERE staged = 1;
     CREATE TABLE IF NOT EXISTS known (
         path BLOB PRIMARY KEY, kind INTEGER NOT NULL, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
         size INTEGER NOT NULL, content BLOB NOT NULL,
@@ -54,6 +56,18 @@ pub(super) fn give_back(db: &Connection) -> Result<(), JournalError> {
         while rows.next()?.is_some() {}
     }
     Ok(())
+}
+
+/// Drops chunks that no event names, except those staged for one that is still to come.
+pub(super) fn drop_unused(db: &Connection) -> Result<(), JournalError> {
+    db.prepare_cached("DELETE FROM chunk WHERE uses <= 0 AND staged = 0")?.execute([])?;
+    Ok(())
+}
+
+/// Ends the staging: what no event names by now goes.
+pub(super) fn drop_staged(db: &Connection) -> Result<(), JournalError> {
+    db.prepare_cached("UPDATE chunk SET staged = 0 WHERE staged = 1")?.execute([])?;
+    drop_unused(db)
 }
 
 pub(super) fn write_known(db: &Transaction<'_>, path: &PhonePath, known: &Known) -> Result<(), JournalError> {

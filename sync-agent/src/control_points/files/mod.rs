@@ -215,7 +215,7 @@ impl FilesControlPoint {
                 let _ = reply.send(self.tracker.tree().entries(&path));
             }
             Request::Rescan(path, resend, reply) => {
-                let _ = reply.send(self.tracker.rescan(&path, resend).is_ok());
+                let _ = reply.send(self.tracker.rescan(&path, resend));
             }
             Request::Report(kind, text, count) => self.tracker.report(kind, text, None, count),
             Request::BeginAnew(reason) => {

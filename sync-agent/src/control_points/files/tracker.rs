@@ -155,8 +155,10 @@ impl Tracker {
     }
 
     /// Has one subtree looked at, trusting nothing.
-    pub(crate) fn rescan(&mut self, path: &PhonePath, resend: bool) -> Result<(), Halt> {
-        self.look(path, Look { deep: true, resend })
+    /// False if the journal cannot take it now; asking again may help.
+    pub(crate) fn rescan(&mut self, path: &PhonePath, resend: bool) -> bool {
+        let result = self.look(path, Look { deep: true, resend });
+        result.map_err(|halt| self.halt(halt)).is_ok()
     }
 
     pub(crate) fn notice(&mut self, notice: Notice) {
