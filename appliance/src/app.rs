@@ -19,6 +19,7 @@ use crate::drive::{Drive, DriveParts, Leads};
 use crate::flashes::Flashes;
 use crate::http::Services;
 use crate::identity::{self, Authority, AuthorityError, Logins, Role, UserError, UserName, Users};
+use crate::intelligence::Intelligence;
 use crate::live::Live;
 use crate::log::PhoneLogs;
 use crate::phones::{PhoneError, Phones, Standing, now_us};
@@ -97,6 +98,7 @@ struct Opened {
     authority: Arc<Authority>,
     phones: Phones,
     users: Users,
+    intelligence: Intelligence,
     first_login: Option<FirstLogin>,
     local_token: String,
 }
@@ -222,6 +224,7 @@ impl Parts<'_> {
             logs: logs.clone(),
             flashes: flashes.clone(),
             twins: twins.clone(),
+            intelligence: opened.intelligence.clone(),
             origins,
             phones: phones.clone(),
             live: live.clone(),
@@ -275,6 +278,7 @@ impl Parts<'_> {
             replays,
             twins,
             drive,
+            intelligence: opened.intelligence.clone(),
             live,
             tasks,
             stop,
@@ -303,10 +307,13 @@ fn open(config: &Config) -> Result<Opened, StartError> {
     };
     let authority = Arc::new(Authority::open(&data.join("identity"))?);
     let phones = Phones::open(Table::new(store.kv.clone(), "phones"), Table::new(store.kv.clone(), "codes"))?;
+    let facts = data.join("facts");
+    let intelligence = Intelligence::open(&facts, phones.clone(), Table::new(store.kv.clone(), "assignments"));
+    let intelligence = intelligence.map_err(folder("cannot keep facts in", &facts))?;
     let users = Users::new(Table::new(store.kv.clone(), "users"));
     let first_login = first_login(&users)?;
     let local_token = local_token(&data.join(TOKEN_FILE))?;
-    Ok(Opened { lock, store, authority, phones, users, first_login, local_token })
+    Ok(Opened { lock, store, authority, phones, users, intelligence, first_login, local_token })
 }
 
 /// Keeps a second appliance off the same data.

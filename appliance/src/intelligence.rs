@@ -178,7 +178,7 @@ fn read_database(flash: &Flash, path: &[u8], position: u64) -> Result<Option<Dat
 /// A file's content; `None` if it is not there. One that is too large to be inspected is read just far enough to be refused.
 fn read_file(flash: &Flash, path: Vec<u8>) -> Result<Option<Vec<u8>>, InspectionError> {
     // The path comes from one that was valid, with a suffix that is.
-    let Ok(path) = PhonePath::new(&path) else { return Ok(None) };
+    let Ok(path) = PhonePath::new(path) else { return Ok(None) };
     let Some(listed) = flash.stat(&path).filter(|listed| listed.format == libc::S_IFREG) else { return Ok(None) };
     let size = usize::try_from(listed.size).unwrap_or(usize::MAX).min(DATABASE_BYTES_MAX + 1);
     let content = flash.read(&path, 0, size).map_err(|source| InspectionError::Flash { path: path.clone(), source })?;

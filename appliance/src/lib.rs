@@ -15,6 +15,7 @@ pub mod flashes;
 pub mod http;
 pub mod identity;
 pub mod input;
+pub mod intelligence;
 pub mod live;
 pub mod log;
 pub mod phones;

@@ -72,6 +72,10 @@ impl Client {
         json(self.send(reqwest::Method::POST, path, Some(body)).await?).await
     }
 
+    pub(super) async fn put(&self, path: &str, body: Value) -> anyhow::Result<Value> {
+        json(self.send(reqwest::Method::PUT, path, Some(body)).await?).await
+    }
+
     pub(super) async fn patch(&self, path: &str, body: Value) -> anyhow::Result<Value> {
         json(self.send(reqwest::Method::PATCH, path, Some(body)).await?).await
     }

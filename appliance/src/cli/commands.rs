@@ -35,6 +35,16 @@ pub(super) enum PhonesCommand {
     Prove { phone: String },
     /// Paths that phone and help-desk changed differently.
     Conflicts { phone: String },
+    /// Say who uses a phone, and on whose network: what reports are about.
+    Assign {
+        phone: String,
+        #[arg(long, default_value = "")]
+        person: String,
+        #[arg(long, default_value = "")]
+        department: String,
+        #[arg(long, default_value = "")]
+        carrier: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -94,6 +104,19 @@ pub(super) enum FilesCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(super) enum ReportCommand {
+    /// The reports that there are.
+    List,
+    /// Run a report.
+    Run {
+        name: String,
+        /// How many days back it reaches, to now.
+        #[arg(long, default_value_t = 30)]
+        days: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(super) enum UserCommand {
     /// All users.
     List,
@@ -122,11 +145,11 @@ pub(super) async fn phones(client: &Client, command: PhonesCommand, json_wanted:
         PhonesCommand::Show { phone } => show(&client.get(&format!("/api/phones/{}", segment(&phone))).await?),
         PhonesCommand::Release { phone, reason } => {
             let path = format!("/api/phones/{}/release", segment(&phone));
-            report(&client.post(&path, json!({"reason": reason})).await?, json_wanted, "standing")
+            done(&client.post(&path, json!({"reason": reason})).await?, json_wanted, "standing")
         }
         PhonesCommand::Quarantine { phone, reason } => {
             let path = format!("/api/phones/{}/quarantine", segment(&phone));
-            report(&client.post(&path, json!({"reason": reason})).await?, json_wanted, "standing")
+            done(&client.post(&path, json!({"reason": reason})).await?, json_wanted, "standing")
         }
         PhonesCommand::Prove { phone } => {
             let path = format!("/api/phones/{}", segment(&phone));
@@ -144,6 +167,10 @@ pub(super) async fn phones(client: &Client, command: PhonesCommand, json_wanted:
         PhonesCommand::Conflicts { phone } => {
             let reply = client.get(&format!("/api/phones/{}/conflicts", segment(&phone))).await?;
             show_list(&reply, "conflicts", &["id", "at", "path", "text", "dismissed"], json_wanted)
+        }
+        PhonesCommand::Assign { phone, person, department, carrier } => {
+            let path = format!("/api/phones/{}/assignment", segment(&phone));
+            show(&client.put(&path, json!({"person": person, "department": department, "carrier": carrier})).await?)
         }
     }
 }
@@ -172,13 +199,13 @@ pub(super) async fn twin(client: &Client, command: TwinCommand, json_wanted: boo
     let path = |phone: &str, end: &str| format!("/api/phones/{}/twin{end}", segment(phone));
     match command {
         TwinCommand::Start { phone } => {
-            report(&client.post(&path(&phone, "/start"), json!({})).await?, json_wanted, "state")
+            done(&client.post(&path(&phone, "/start"), json!({})).await?, json_wanted, "state")
         }
         TwinCommand::Park { phone } => {
-            report(&client.post(&path(&phone, "/park"), json!({})).await?, json_wanted, "state")
+            done(&client.post(&path(&phone, "/park"), json!({})).await?, json_wanted, "state")
         }
         TwinCommand::Stop { phone } => {
-            report(&client.post(&path(&phone, "/stop"), json!({})).await?, json_wanted, "state")
+            done(&client.post(&path(&phone, "/stop"), json!({})).await?, json_wanted, "state")
         }
         TwinCommand::Show { phone } => show(&client.get(&path(&phone, "")).await?),
         TwinCommand::Screenshot { phone, file } => {
@@ -253,6 +280,33 @@ pub(super) async fn log(
     }
 }
 
+pub(super) async fn report(client: &Client, command: ReportCommand, json_wanted: bool) -> anyhow::Result<()> {
+    match command {
+        ReportCommand::List => {
+            show_list(&client.get("/api/reports").await?, "reports", &["name", "title", "about"], json_wanted)
+        }
+        ReportCommand::Run { name, days } => {
+            let to = time::OffsetDateTime::now_utc();
+            let from = to - time::Duration::days(days.into());
+            let at = |time: time::OffsetDateTime| time.format(&time::format_description::well_known::Rfc3339);
+            let query = format!("from={}&to={}", at(from)?, at(to)?);
+            let answer = client.get(&format!("/api/reports/{}?{query}", segment(&name))).await?;
+            if json_wanted {
+                return show(&answer);
+            }
+            let columns: Vec<&str> = list(&answer["columns"]).iter().filter_map(|column| column["name"].as_str()).collect();
+            let row = |row: &Value| columns.iter().zip(list(row)).map(|(name, cell)| ((*name).to_owned(), cell.clone())).collect();
+            let rows: Vec<Value> = list(&answer["rows"]).iter().map(|cells| Value::Object(row(cells))).collect();
+            print!("{}", table::render(&columns, &rows));
+            Ok(())
+        }
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
 pub(super) async fn user(client: &Client, command: UserCommand, json_wanted: bool) -> anyhow::Result<()> {
     match command {
         UserCommand::List => {
@@ -260,7 +314,7 @@ pub(super) async fn user(client: &Client, command: UserCommand, json_wanted: boo
         }
         UserCommand::Add { name, role } => {
             let body = json!({"name": name, "role": role, "password": password()?});
-            report(&client.post("/api/users", body).await?, json_wanted, "role")
+            done(&client.post("/api/users", body).await?, json_wanted, "role")
         }
         UserCommand::Passwd { name } => {
             let body = json!({"password": password()?});
@@ -289,11 +343,11 @@ fn show_list(reply: &Value, key: &str, columns: &[&str], json_wanted: bool) -> a
     if json_wanted {
         return show(reply);
     }
-    print!("{}", table::render(columns, reply[key].as_array().map(Vec::as_slice).unwrap_or_default()));
+    print!("{}", table::render(columns, list(&reply[key])));
     Ok(())
 }
 
-fn report(reply: &Value, json_wanted: bool, key: &str) -> anyhow::Result<()> {
+fn done(reply: &Value, json_wanted: bool, key: &str) -> anyhow::Result<()> {
     if json_wanted {
         return show(reply);
     }

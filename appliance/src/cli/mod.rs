@@ -49,6 +49,8 @@ enum Command {
         #[command(flatten)]
         how: HowArguments,
     },
+    /// Usage reports.
+    Report(Asking<commands::ReportCommand>),
     /// Users.
     User(Asking<commands::UserCommand>),
     /// Phone images.
@@ -123,6 +125,7 @@ async fn ask(command: Command) -> anyhow::Result<()> {
         Command::Log { phone, limit, follow, how } => {
             commands::log(&connect(&how)?, &phone, limit, follow, how.json).await
         }
+        Command::Report(Asking { command, how }) => commands::report(&connect(&how)?, command, how.json).await,
         Command::User(Asking { command, how }) => commands::user(&connect(&how)?, command, how.json).await,
         Command::Serve(_) | Command::Image(_) | Command::Openapi => unreachable!("run elsewhere"),
     }

@@ -80,6 +80,9 @@ pub(super) struct Anyone(pub(super) Login);
 pub(super) struct Operator(pub(super) Login);
 /// An administrator.
 pub(super) struct Admin(pub(super) Login);
+/// Who may see usage reports: an intelligence manager or an administrator.
+pub(super) struct Analyst;
+
 impl FromRequestParts<Services> for Anyone {
     type Rejection = ApiError;
 
@@ -105,6 +108,14 @@ impl FromRequestParts<Services> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, services: &Services) -> Result<Self, ApiError> {
         require(parts, services, &[Role::Admin]).await.map(Admin)
+    }
+}
+
+impl FromRequestParts<Services> for Analyst {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, services: &Services) -> Result<Self, ApiError> {
+        require(parts, services, &[Role::Mai, Role::Admin]).await.map(|_| Analyst)
     }
 }
 

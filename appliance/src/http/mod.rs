@@ -12,6 +12,7 @@ mod log;
 mod login;
 mod phones;
 mod quarantine;
+mod reports;
 mod screen;
 mod twins;
 mod users;
@@ -35,6 +36,7 @@ use crate::commands::Commands;
 use crate::drive::Drive;
 use crate::flashes::Flashes;
 use crate::identity::Logins;
+use crate::intelligence::Intelligence;
 use crate::live::Live;
 use crate::log::PhoneLogs;
 use crate::phones::{Phone, Phones};
@@ -62,6 +64,7 @@ pub struct Services {
     pub replays: Replays,
     pub twins: Twins,
     pub drive: Drive,
+    pub intelligence: Intelligence,
     pub live: Live,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
@@ -95,6 +98,7 @@ impl Services {
         log::page, files::list, files::content,
         twins::show, twins::start, twins::park, twins::stop, twins::picture, twins::console, screen::twin, screen::demo,
         drive::take, drive::give_back, drive::input, drive::conflicts, drive::dismiss,
+        reports::list, reports::run, reports::records, reports::assignment, reports::assign,
         live::live,
     ),
     modifiers(&Bearer),
@@ -150,6 +154,10 @@ fn router(services: Services) -> Router {
         .route("/api/phones/{phone}/drive/input", post(drive::input))
         .route("/api/phones/{phone}/conflicts", get(drive::conflicts))
         .route("/api/phones/{phone}/conflicts/{id}", delete(drive::dismiss))
+        .route("/api/phones/{phone}/assignment", get(reports::assignment).put(reports::assign))
+        .route("/api/reports", get(reports::list))
+        .route("/api/reports/{report}", get(reports::run))
+        .route("/api/reports/{report}/records/{table}", get(reports::records))
         .route("/api/live", get(live::live))
         .route("/api/openapi.json", get(description))
         .fallback(console::file)

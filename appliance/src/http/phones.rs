@@ -41,6 +41,8 @@ pub(super) struct PhoneView {
     /// Its agent is streaming now.
     connected: bool,
     sync: SyncView,
+    /// Why its usage could not be read when it changed last, if it could not.
+    usage_trouble: Option<String>,
     twin: TwinView,
     /// The drive lease in force, if any.
     lease: Option<LeaseView>,
@@ -101,6 +103,7 @@ impl PhoneView {
                 }),
                 trouble: progress.trouble,
             },
+            usage_trouble: services.intelligence.trouble(id),
             twin: TwinView::of(services, id),
             lease: services.drive.lease(id).map(LeaseView::from),
             conflicts: services.drive.conflicts_open(id),

@@ -141,7 +141,8 @@ impl Follower {
         }
         if position > following.head.flash.position() {
             let applied = following.head.flash.apply_event(position, event);
-            applied.map_err(|source| FollowError::Apply { position, source })?;
+            let applied = applied.map_err(|source| FollowError::Apply { position, source })?;
+            self.inner.intelligence.inspect(&following.head.flash, position, &applied.paths);
         }
         if let Kind::Control(control) = &event.kind {
             debug!(phone = %self.phone, position, kind = ?control.kind, text = control.text, "agent");

@@ -23,6 +23,7 @@ pub use feeder::Feeder;
 use follower::Follower;
 
 use crate::flashes::Flashes;
+use crate::intelligence::Intelligence;
 use crate::live::Live;
 use crate::log::{LogError, PhoneLogs};
 use crate::records::Table;
@@ -77,6 +78,7 @@ struct Inner {
     logs: PhoneLogs,
     flashes: Flashes,
     twins: Twins,
+    intelligence: Intelligence,
     origins: Table<KeptOrigins>,
     phones: crate::phones::Phones,
     live: Live,
@@ -95,6 +97,7 @@ pub struct ReplaysParts {
     pub logs: PhoneLogs,
     pub flashes: Flashes,
     pub twins: Twins,
+    pub intelligence: Intelligence,
     pub origins: Table<KeptOrigins>,
     pub phones: crate::phones::Phones,
     pub live: Live,
@@ -104,8 +107,8 @@ pub struct ReplaysParts {
 
 impl Replays {
     pub fn new(parts: ReplaysParts) -> Replays {
-        let ReplaysParts { logs, flashes, twins, origins, phones, live, tasks, stop } = parts;
-        let inner = Inner { logs, flashes, twins, origins, phones, live, tasks, stop, followers: Mutex::default() };
+        let ReplaysParts { logs, flashes, twins, intelligence, origins, phones, live, tasks, stop } = parts;
+        let inner = Inner { logs, flashes, twins, intelligence, origins, phones, live, tasks, stop, followers: Mutex::default() };
         Replays { inner: Arc::new(inner) }
     }
 
