@@ -21,6 +21,7 @@ use crate::http::Services;
 use crate::identity::{self, Authority, AuthorityError, Logins, Role, UserError, UserName, Users};
 use crate::live::Live;
 use crate::log::PhoneLogs;
+use crate::mounts::Mounts;
 use crate::phones::{PhoneError, Phones, Standing, now_us};
 use crate::quarantine::Quarantine;
 use crate::records::Table;
@@ -167,6 +168,8 @@ impl Appliance {
     /// Stops everything and waits until it has: twins, streams, connections, tasks.
     pub async fn shutdown(self) {
         self.stop.cancel();
+        let mounts = self.services.mounts.clone();
+        self.tasks.spawn_blocking(move || mounts.remove_all());
         self.tasks.close();
         self.tasks.wait().await;
         // Whoever finds it believes that we run.
@@ -271,6 +274,7 @@ impl Parts<'_> {
             logs,
             links,
             commands,
+            mounts: Mounts::new(flashes.clone()),
             flashes,
             replays,
             twins,

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod input;
 pub mod live;
 pub mod log;
+pub mod mounts;
 pub mod phones;
 pub mod quarantine;
 mod records;
