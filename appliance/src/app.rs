@@ -22,6 +22,7 @@ use crate::identity::{self, Authority, AuthorityError, Logins, Role, UserError, 
 use crate::intelligence::Intelligence;
 use crate::live::Live;
 use crate::log::PhoneLogs;
+use crate::mounts::Mounts;
 use crate::phones::{PhoneError, Phones, Standing, now_us};
 use crate::quarantine::Quarantine;
 use crate::records::Table;
@@ -169,6 +170,8 @@ impl Appliance {
     /// Stops everything and waits until it has: twins, streams, connections, tasks.
     pub async fn shutdown(self) {
         self.stop.cancel();
+        let mounts = self.services.mounts.clone();
+        self.tasks.spawn_blocking(move || mounts.remove_all());
         self.tasks.close();
         self.tasks.wait().await;
         // Whoever finds it believes that we run.
@@ -274,6 +277,7 @@ impl Parts<'_> {
             logs,
             links,
             commands,
+            mounts: Mounts::new(flashes.clone()),
             flashes,
             replays,
             twins,

@@ -18,6 +18,7 @@ pub mod input;
 pub mod intelligence;
 pub mod live;
 pub mod log;
+pub mod mounts;
 pub mod phones;
 pub mod quarantine;
 mod records;

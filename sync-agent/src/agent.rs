@@ -58,18 +58,25 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
             result.map_err(|error| AgentError::Link(LinkFailure(error)))?;
         }
     }
-    let phone_id = identity.admission().map(|admission| admission.phone_id.clone()).unwrap_or_default();
+    let phone_id = identity
+        .admission()
+        .map(|admission| admission.phone_id.clone())
+        .unwrap_or_default();
     tracing::info!(phone_id, "admitted");
 
     let (mut journal, origination) = Journal::open(&config.state, config.journal)?;
     let (scope, mmi_off) = link::rules_in_force(&mut journal, &config.scope)?;
     report_start(&mut journal, &origination);
     let (journal, journal_thread) = JournalThread::start(journal);
-    let reason = if origination == Origination::Resumed { "start" } else { "enrolment" };
+    let reason = if origination == Origination::Resumed {
+        "start"
+    } else {
+        "enrolment"
+    };
     let (files, files_thread) = FilesThread::start(journal.clone(), scope, reason)
         .map_err(|error| AgentError::Files(FilesFailure(error)))?;
-    let (mmi, mmi_thread) =
-        MmiThread::start(journal.clone(), &config.input_devices, mmi_off).map_err(AgentError::Mmi)?;
+    let (mmi, mmi_thread) = MmiThread::start(journal.clone(), &config.input_devices, mmi_off)
+        .map_err(AgentError::Mmi)?;
     let panel = mmi::own_panel(&config.input_devices).unwrap_or(PANEL_WITHOUT_MODEL);
     let sink = Uinput::new(panel).map_err(|error| format!("no input devices can be made: {error}"));
     if let Err(why) = &sink {
@@ -77,7 +84,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     }
     let (drive, drive_task) = DriveHandle::start(sink, config.lease_file.clone(), files.clone());
 
-    let ends = link::Ends { journal, files: files.clone(), mmi: mmi.clone(), drive };
+    let ends = link::Ends {
+        journal,
+        files: files.clone(),
+        mmi: mmi.clone(),
+        drive,
+    };
     let result = tokio::select! {
         () = &mut stop => Ok(()),
         error = link::run(config, identity, ends) => Err(AgentError::Link(LinkFailure(error))),
@@ -99,12 +111,27 @@ const PANEL_WITHOUT_MODEL: (u32, u32) = (32_767, 32_767);
 
 fn report_start(journal: &mut Journal, origination: &Origination) {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let control = |kind, text| Draft { stamp: clock::now(), kind: Kind::Control(Control { kind, text, path: None, count: 0 }) };
-    let started = format!("pollux-agent {}, boot {}", env!("CARGO_PKG_VERSION"), boot_id.trim());
+    let control = |kind, text| Draft {
+        stamp: clock::now(),
+        kind: Kind::Control(Control {
+            kind,
+            text,
+            path: None,
+            count: 0,
+        }),
+    };
+    let started = format!(
+        "pollux-agent {}, boot {}",
+        env!("CARGO_PKG_VERSION"),
+        boot_id.trim()
+    );
     let mut drafts = vec![control(ControlKind::Started, started)];
     if let Origination::Replaced(why) = origination {
         tracing::error!(why, "the journal was damaged and is begun anew");
-        drafts.push(control(ControlKind::JournalTrouble, format!("begun anew: {why}")));
+        drafts.push(control(
+            ControlKind::JournalTrouble,
+            format!("begun anew: {why}"),
+        ));
     }
     // On a full disk there is no telling; the files control point will.
     if let Err(error) = journal.append(drafts) {

@@ -37,7 +37,11 @@ impl From<FileStat> for Stat {
             SFlag::S_IFLNK => Some(FileKind::Symlink),
             _ => None,
         };
-        let nanoseconds = |seconds: i64, fraction: i64| seconds.saturating_mul(1_000_000_000).saturating_add(fraction);
+        let nanoseconds = |seconds: i64, fraction: i64| {
+            seconds
+                .saturating_mul(1_000_000_000)
+                .saturating_add(fraction)
+        };
         Self {
             kind,
             mode: stat.st_mode & 0o7777,
@@ -63,7 +67,9 @@ pub(crate) fn stat(path: &PhonePath) -> io::Result<Option<Stat>> {
 /// Whether an error of this module says that nothing is there.
 pub(crate) fn is_absence(error: &io::Error) -> bool {
     let codes = [Errno::ENOENT, Errno::ENOTDIR, Errno::ELOOP].map(|code| code as i32);
-    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+    error
+        .raw_os_error()
+        .is_some_and(|code| codes.contains(&code))
 }
 
 /// Opens a regular file for reading. Never blocks, should it have become a pipe meanwhile.
@@ -85,7 +91,9 @@ pub(crate) fn open_parent(path: &PhonePath) -> io::Result<(OwnedFd, CString)> {
 
 pub(crate) fn read_link(path: &PhonePath) -> io::Result<Vec<u8>> {
     let link = open(path, OFlag::O_PATH)?;
-    Ok(std::os::unix::ffi::OsStringExt::into_vec(readlinkat(&link, "")?))
+    Ok(std::os::unix::ffi::OsStringExt::into_vec(readlinkat(
+        &link, "",
+    )?))
 }
 
 pub(crate) fn stat_of(file: &File) -> io::Result<Stat> {
@@ -114,7 +122,10 @@ mod tests {
         std::fs::write(at("real").join(b"file").unwrap(), "x").unwrap();
         symlink("real", at("link")).unwrap();
 
-        assert_eq!(stat(&at("link")).unwrap().unwrap().kind, Some(FileKind::Symlink));
+        assert_eq!(
+            stat(&at("link")).unwrap().unwrap().kind,
+            Some(FileKind::Symlink)
+        );
         assert_eq!(read_link(&at("link")).unwrap(), b"real");
         assert!(stat(&at("real").join(b"file").unwrap()).unwrap().is_some());
         assert_eq!(stat(&at("link").join(b"file").unwrap()).unwrap(), None);

@@ -18,11 +18,16 @@ pub(crate) fn now() -> Stamp {
         Ok(since) => i64::try_from(since.as_micros()).unwrap_or(i64::MAX),
         Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |us| -us),
     };
-    Stamp { wall_us, mono_us: mono_us() }
+    Stamp {
+        wall_us,
+        mono_us: mono_us(),
+    }
 }
 
 /// Microseconds since boot, suspension included.
 pub(crate) fn mono_us() -> u64 {
-    let since_boot = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME since 2.6.39");
-    u64::try_from(since_boot.tv_sec()).unwrap_or(0) * 1_000_000 + u64::try_from(since_boot.tv_nsec()).unwrap_or(0) / 1000
+    let since_boot =
+        clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME since 2.6.39");
+    u64::try_from(since_boot.tv_sec()).unwrap_or(0) * 1_000_000
+        + u64::try_from(since_boot.tv_nsec()).unwrap_or(0) / 1000
 }

@@ -41,10 +41,15 @@ pub enum ConfigError {
     #[error("cannot read {path}")]
     Read { path: PathBuf, source: io::Error },
     #[error("{path} is wrong: {source}")]
-    Toml { path: PathBuf, source: Box<toml::de::Error> },
+    Toml {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
     #[error("no {0} given: {1}")]
     Missing(&'static str, &'static str),
-    #[error("the CA's fingerprint is the SHA-256 of its certificate as 64 hexadecimal digits, not \"{0}\"")]
+    #[error(
+        "the CA's fingerprint is the SHA-256 of its certificate as 64 hexadecimal digits, not \"{0}\""
+    )]
     Fingerprint(String),
     #[error("the appliance is HOST:PORT, not \"{0}\"")]
     Appliance(String),
@@ -148,28 +153,70 @@ impl Config {
             Some(path) => read_toml(path)?,
             None => ConfigFile::default(),
         };
-        let image: ImageFile = if flags.image_sync.exists() { read_toml(&flags.image_sync)? } else { ImageFile::default() };
+        let image: ImageFile = if flags.image_sync.exists() {
+            read_toml(&flags.image_sync)?
+        } else {
+            ImageFile::default()
+        };
         // A phone that is none of ours need not have it.
         let cmdline = std::fs::read_to_string(&flags.cmdline).unwrap_or_default();
         let kernel = |key: &str| cmdline_value(&cmdline, key);
 
-        let appliance = flags.appliance.or(file.appliance).or_else(|| kernel("pollux.appliance"));
-        let appliance = appliance.ok_or(ConfigError::Missing("appliance", "use --appliance HOST:PORT"))?;
+        let appliance = flags
+            .appliance
+            .or(file.appliance)
+            .or_else(|| kernel("pollux.appliance"));
+        let appliance = appliance.ok_or(ConfigError::Missing(
+            "appliance",
+            "use --appliance HOST:PORT",
+        ))?;
         let ca = flags.ca.or(file.ca).or_else(|| kernel("pollux.ca"));
-        let ca = ca.ok_or(ConfigError::Missing("CA", "use --ca with the fingerprint the appliance shows"))?;
-        let serial = flags.serial.or(file.serial).or_else(|| kernel("pollux.serial"));
-        let model = flags.model.or(file.model).or_else(|| kernel("pollux.model"));
-        let code = flags.code.or(file.code).or_else(|| kernel("pollux.code")).unwrap_or_default();
+        let ca = ca.ok_or(ConfigError::Missing(
+            "CA",
+            "use --ca with the fingerprint the appliance shows",
+        ))?;
+        let serial = flags
+            .serial
+            .or(file.serial)
+            .or_else(|| kernel("pollux.serial"));
+        let model = flags
+            .model
+            .or(file.model)
+            .or_else(|| kernel("pollux.model"));
+        let code = flags
+            .code
+            .or(file.code)
+            .or_else(|| kernel("pollux.code"))
+            .unwrap_or_default();
         let image_name = kernel("pollux.image").unwrap_or(image.name);
-        let journal_mib = flags.journal_mib.or(file.journal_mib).unwrap_or(DEFAULT_JOURNAL_MIB);
+        let journal_mib = flags
+            .journal_mib
+            .or(file.journal_mib)
+            .unwrap_or(DEFAULT_JOURNAL_MIB);
         if journal_mib < SMALLEST_JOURNAL_MIB {
             return Err(ConfigError::JournalSize(journal_mib));
         }
-        let state = flags.state.or(file.state).unwrap_or_else(|| DEFAULT_STATE.into());
+        let state = flags
+            .state
+            .or(file.state)
+            .unwrap_or_else(|| DEFAULT_STATE.into());
         let image_excludes = image.sync.exclude.into_iter().map(|exclude| exclude.path);
-        let excludes = flags.excludes.into_iter().chain(file.excludes).chain(image_excludes).chain([state.clone()]);
-        let roots = [flags.roots, file.roots, image.sync.roots, vec![DEFAULT_ROOT.into()]];
-        let roots = roots.into_iter().find(|roots| !roots.is_empty()).unwrap_or_default();
+        let excludes = flags
+            .excludes
+            .into_iter()
+            .chain(file.excludes)
+            .chain(image_excludes)
+            .chain([state.clone()]);
+        let roots = [
+            flags.roots,
+            file.roots,
+            image.sync.roots,
+            vec![DEFAULT_ROOT.into()],
+        ];
+        let roots = roots
+            .into_iter()
+            .find(|roots| !roots.is_empty())
+            .unwrap_or_default();
         Ok(Self {
             appliance: check_appliance(appliance)?,
             ca_fingerprint: parse_fingerprint(&ca)?,
@@ -189,41 +236,69 @@ impl Config {
 }
 
 fn paths(paths: impl IntoIterator<Item = PathBuf>) -> Result<Vec<PhonePath>, ScopeError> {
-    Ok(paths.into_iter().map(|path| PhonePath::try_from(path.as_path())).collect::<Result<_, _>>()?)
+    Ok(paths
+        .into_iter()
+        .map(|path| PhonePath::try_from(path.as_path()))
+        .collect::<Result<_, _>>()?)
 }
 
 fn read_toml<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|source| ConfigError::Toml { path: path.to_owned(), source: Box::new(source) })
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|source| ConfigError::Toml {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })
 }
 
 fn cmdline_value(cmdline: &str, key: &str) -> Option<String> {
     let mut words = cmdline.split_ascii_whitespace();
-    words.find_map(|word| word.strip_prefix(key)?.strip_prefix('=')).map(|value| value.trim_matches('"').to_owned())
+    words
+        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+        .map(|value| value.trim_matches('"').to_owned())
 }
 
 fn check_appliance(appliance: String) -> Result<String, ConfigError> {
     match appliance.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(appliance),
+        Some((host, port))
+            if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) =>
+        {
+            Ok(appliance)
+        }
         _ => Err(ConfigError::Appliance(appliance)),
     }
 }
 
 fn parse_fingerprint(text: &str) -> Result<[u8; 32], ConfigError> {
     let digits = text.replace(':', "");
-    let bytes = hex::decode(digits).ok().and_then(|bytes| bytes.try_into().ok());
+    let bytes = hex::decode(digits)
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok());
     bytes.ok_or_else(|| ConfigError::Fingerprint(text.to_owned()))
 }
 
 fn check_length(what: &'static str, text: String) -> Result<String, ConfigError> {
-    if text.len() > CLAIM_BYTES_MAX { Err(ConfigError::TooLong { what }) } else { Ok(text) }
+    if text.len() > CLAIM_BYTES_MAX {
+        Err(ConfigError::TooLong { what })
+    } else {
+        Ok(text)
+    }
 }
 
 fn device_info(serial: String, model: String, image: String) -> DeviceInfo {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let field = |key: &str| {
-        let value = release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        value.unwrap_or_default().trim_matches('"').chars().take(CLAIM_BYTES_MAX / 4).collect()
+        let value = release
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        value
+            .unwrap_or_default()
+            .trim_matches('"')
+            .chars()
+            .take(CLAIM_BYTES_MAX / 4)
+            .collect()
     };
     DeviceInfo {
         serial,
@@ -258,14 +333,26 @@ mod tests {
     #[test]
     fn the_kernel_command_line_is_enough() {
         let ca = "ab".repeat(32);
-        let cmdline = format!("quiet pollux.agent=1 pollux.appliance=10.0.2.2:7443 pollux.ca={ca} pollux.serial=S1\n");
+        let cmdline = format!(
+            "quiet pollux.agent=1 pollux.appliance=10.0.2.2:7443 pollux.ca={ca} pollux.serial=S1\n"
+        );
         let sync = "name = \"handset-arm64\"\n[sync]\nroots = [\"/home/user\", \"/etc/pollux-settings\"]\n\
                     exclude = [{ path = \"/home/user/.cache\", reason = \"derived\" }]";
         let config = load(&cmdline, "", sync, Flags::default()).unwrap();
-        assert_eq!((config.appliance.as_str(), config.code.as_str()), ("10.0.2.2:7443", ""));
-        assert_eq!((config.device.serial.as_str(), config.device.image.as_str()), ("S1", "handset-arm64"));
+        assert_eq!(
+            (config.appliance.as_str(), config.code.as_str()),
+            ("10.0.2.2:7443", "")
+        );
+        assert_eq!(
+            (config.device.serial.as_str(), config.device.image.as_str()),
+            ("S1", "handset-arm64")
+        );
         assert_eq!(config.scope.roots().len(), 2);
-        assert!(!config.scope.contains(&PhonePath::new("/home/user/.cache/x").unwrap()));
+        assert!(
+            !config
+                .scope
+                .contains(&PhonePath::new("/home/user/.cache/x").unwrap())
+        );
         assert_eq!(config.ca_fingerprint, [0xab; 32]);
     }
 
@@ -273,21 +360,37 @@ mod tests {
     fn flags_come_before_the_file_and_the_file_before_the_kernel() {
         let ca = "ab".repeat(32);
         let cmdline = format!("pollux.appliance=k:1 pollux.ca={ca} pollux.serial=k pollux.model=k");
-        let flags = Flags { appliance: Some("f:1".into()), ..Flags::default() };
+        let flags = Flags {
+            appliance: Some("f:1".into()),
+            ..Flags::default()
+        };
         let config = load(&cmdline, "appliance = \"t:1\"\nserial = \"t\"", "", flags).unwrap();
-        assert_eq!((config.appliance.as_str(), config.device.serial.as_str()), ("f:1", "t"));
+        assert_eq!(
+            (config.appliance.as_str(), config.device.serial.as_str()),
+            ("f:1", "t")
+        );
         assert_eq!(config.device.model, "k");
     }
 
     #[test]
     fn mistakes_are_named() {
         let ca = "ab".repeat(32);
-        let error = |cmdline: &str, toml: &str| load(cmdline, toml, "", Flags::default()).unwrap_err().to_string();
+        let error = |cmdline: &str, toml: &str| {
+            load(cmdline, toml, "", Flags::default())
+                .unwrap_err()
+                .to_string()
+        };
         assert!(error("", "").contains("--appliance"));
         assert!(error("pollux.appliance=h:1", "").contains("--ca"));
         assert!(error("pollux.appliance=h:1 pollux.ca=12", "").contains("64 hexadecimal"));
         assert!(error(&format!("pollux.appliance=h pollux.ca={ca}"), "").contains("HOST:PORT"));
         assert!(error("", "aplliance = \"x\"").contains("aplliance"));
-        assert!(error(&format!("pollux.appliance=h:1 pollux.ca={ca}"), "journal_mib = 1").contains("16"));
+        assert!(
+            error(
+                &format!("pollux.appliance=h:1 pollux.ca={ca}"),
+                "journal_mib = 1"
+            )
+            .contains("16")
+        );
     }
 }

@@ -13,7 +13,11 @@ use sync_protocol::wire;
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     #[error("cannot {doing} {path}")]
-    File { doing: &'static str, path: PathBuf, source: io::Error },
+    File {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("cannot make or read the phone's key")]
     Key(#[from] rcgen::Error),
     #[error("the appliance admitted this phone under another CA than the one it was told to trust")]
@@ -52,15 +56,27 @@ impl Identity {
                 key
             }
         };
-        let certificate = match (read(directory, CERTIFICATE)?, read(directory, CA)?, read(directory, PHONE_ID)?) {
-            (Some(certificate), Some(ca), Some(phone_id)) if fingerprint(&ca) == *ca_fingerprint => Some(Admission {
-                certificate: certificate.into(),
-                ca: ca.into(),
-                phone_id: String::from_utf8_lossy(&phone_id).into_owned(),
-            }),
+        let certificate = match (
+            read(directory, CERTIFICATE)?,
+            read(directory, CA)?,
+            read(directory, PHONE_ID)?,
+        ) {
+            (Some(certificate), Some(ca), Some(phone_id))
+                if fingerprint(&ca) == *ca_fingerprint =>
+            {
+                Some(Admission {
+                    certificate: certificate.into(),
+                    ca: ca.into(),
+                    phone_id: String::from_utf8_lossy(&phone_id).into_owned(),
+                })
+            }
             _ => None,
         };
-        Ok(Self { directory: directory.to_owned(), key, certificate })
+        Ok(Self {
+            directory: directory.to_owned(),
+            key,
+            certificate,
+        })
     }
 
     pub fn admission(&self) -> Option<&Admission> {
@@ -69,7 +85,10 @@ impl Identity {
 
     /// The certification request, DER.
     pub fn request(&self) -> Result<Vec<u8>, IdentityError> {
-        Ok(CertificateParams::new(Vec::new())?.serialize_request(&self.key)?.der().to_vec())
+        Ok(CertificateParams::new(Vec::new())?
+            .serialize_request(&self.key)?
+            .der()
+            .to_vec())
     }
 
     pub fn key(&self) -> PrivateKeyDer<'static> {
@@ -77,7 +96,11 @@ impl Identity {
     }
 
     /// Takes the appliance's answer, if it is from the CA that is trusted.
-    pub fn admit(&mut self, admitted: wire::Admitted, ca_fingerprint: &[u8; 32]) -> Result<(), IdentityError> {
+    pub fn admit(
+        &mut self,
+        admitted: wire::Admitted,
+        ca_fingerprint: &[u8; 32],
+    ) -> Result<(), IdentityError> {
         if fingerprint(&admitted.ca_der) != *ca_fingerprint {
             return Err(IdentityError::ForeignCa);
         }
@@ -114,7 +137,12 @@ fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), IdentityError
     let unfinished = directory.join(format!("{name}.new"));
     let write = || {
         let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&unfinished)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&unfinished, &path)?;
@@ -125,5 +153,9 @@ fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), IdentityError
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IdentityError {
     let path = path.to_owned();
-    move |source| IdentityError::File { doing, path, source }
+    move |source| IdentityError::File {
+        doing,
+        path,
+        source,
+    }
 }

@@ -360,6 +360,6 @@ fn text(value: &Value) -> String {
 }
 
 /// One segment of a URL's path.
-fn segment(text: &str) -> String {
+pub(super) fn segment(text: &str) -> String {
     crate::http::encode_path(text.as_bytes()).replace('/', "%2F")
 }

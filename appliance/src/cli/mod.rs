@@ -4,6 +4,7 @@ mod client;
 mod commands;
 mod demo;
 mod images;
+mod mount;
 mod serve;
 mod table;
 
@@ -51,6 +52,8 @@ enum Command {
     },
     /// Usage reports.
     Report(Asking<commands::ReportCommand>),
+    /// Mount a phone's flash on a directory of the appliance's host, read-only.
+    Mount(mount::MountArguments),
     /// Users.
     User(Asking<commands::UserCommand>),
     /// Phone images.
@@ -118,6 +121,7 @@ async fn ask(command: Command) -> anyhow::Result<()> {
     let connect = |how: &HowArguments| Client::connect(&how.data.data);
     match command {
         Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Mount(arguments) => mount::run(arguments).await,
         Command::Phones(Asking { command, how }) => commands::phones(&connect(&how)?, command, how.json).await,
         Command::Code(Asking { command, how }) => commands::code(&connect(&how)?, command, how.json).await,
         Command::Twin(Asking { command, how }) => commands::twin(&connect(&how)?, command, how.json).await,

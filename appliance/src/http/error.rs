@@ -13,6 +13,7 @@ use crate::identity::{LoginError, UserError};
 use crate::commands::CommandError;
 use crate::drive::DriveError;
 use crate::flashes::FlashesError;
+use crate::mounts::MountError;
 use crate::phones::PhoneError;
 use crate::twin::{ControlError, TwinError};
 
@@ -155,6 +156,18 @@ impl From<FlashesError> for ApiError {
                 ApiError::unavailable(error)
             },
             _ => ApiError::internal(&error),
+        }
+    }
+}
+
+impl From<MountError> for ApiError {
+    fn from(error: MountError) -> ApiError {
+        match error {
+            MountError::TooMany => ApiError::conflict(error),
+            MountError::Directory(_) => ApiError::invalid(error),
+            MountError::Unknown(_) => ApiError::not_found(error),
+            MountError::Mount(_) => ApiError::unavailable(Chain(&error)).advise("mounting needs root and /dev/fuse"),
+            MountError::Flash(error) => error.into(),
         }
     }
 }

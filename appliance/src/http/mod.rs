@@ -10,6 +10,7 @@ mod files;
 mod live;
 mod log;
 mod login;
+mod mounts;
 mod phones;
 mod quarantine;
 mod reports;
@@ -39,6 +40,7 @@ use crate::identity::Logins;
 use crate::intelligence::Intelligence;
 use crate::live::Live;
 use crate::log::PhoneLogs;
+use crate::mounts::Mounts;
 use crate::phones::{Phone, Phones};
 use crate::quarantine::Quarantine;
 use crate::replay::Replays;
@@ -61,6 +63,7 @@ pub struct Services {
     pub links: Links,
     pub commands: Commands,
     pub flashes: Flashes,
+    pub mounts: Mounts,
     pub replays: Replays,
     pub twins: Twins,
     pub drive: Drive,
@@ -95,7 +98,7 @@ impl Services {
         users::list, users::add, users::change, users::remove,
         phones::status, phones::ca, phones::list, phones::show, phones::prove,
         quarantine::release, quarantine::quarantine, quarantine::codes, quarantine::new_code, quarantine::delete_code,
-        log::page, files::list, files::content,
+        log::page, files::list, files::content, mounts::add, mounts::remove,
         twins::show, twins::start, twins::park, twins::stop, twins::picture, twins::console, screen::twin, screen::demo,
         drive::take, drive::give_back, drive::input, drive::conflicts, drive::dismiss,
         reports::list, reports::run, reports::records, reports::assignment, reports::assign,
@@ -142,6 +145,8 @@ fn router(services: Services) -> Router {
         .route("/api/phones/{phone}/log", get(log::page))
         .route("/api/phones/{phone}/files", get(files::list))
         .route("/api/phones/{phone}/files/content", get(files::content))
+        .route("/api/phones/{phone}/mounts", post(mounts::add))
+        .route("/api/mounts/{id}", delete(mounts::remove))
         .route("/api/phones/{phone}/twin", get(twins::show))
         .route("/api/phones/{phone}/twin/start", post(twins::start))
         .route("/api/phones/{phone}/twin/park", post(twins::park))

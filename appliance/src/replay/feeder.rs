@@ -20,6 +20,8 @@ use crate::twin::{Control, TwinStatus};
 const FIRST_PICTURE_MAX: Duration = Duration::from_secs(120);
 /// How long one look for that picture lasts.
 const FIRST_PICTURE_LOOK: Duration = Duration::from_secs(10);
+/// A screen that has not changed for so long is drawn.
+const STILL: Duration = Duration::from_millis(600);
 /// A guest whose input is not drained by then is given more all the same: it may be waiting for just that.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// How often we look whether it is: nothing tells us.
@@ -45,7 +47,6 @@ impl Feeder {
     /// from a saved state, and need not be waited for.
     pub async fn run(self, stop: CancellationToken, resumed: bool) -> u64 {
         let mut fed = self.beginning.input.saturating_sub(1);
-        self.status.send_modify(|status| status.fed = fed);
         if !resumed {
             tokio::select! {
                 () = stop.cancelled() => return fed,
@@ -154,13 +155,20 @@ impl Feeder {
         }
     }
 
-    /// Waits until the guest has drawn something: then its programs run, and read their input.
+    /// Waits until the guest has drawn something and then stands still: its programs run, and read their input. What is given earlier
+    /// is lost, as a touch is on a phone that is still starting.
     async fn await_first_picture(&self) -> bool {
         let give_up = Instant::now() + FIRST_PICTURE_MAX;
+        let mut seen = 0;
         while Instant::now() < give_up {
-            match self.control.screen_wait(0, FIRST_PICTURE_LOOK).await {
-                Ok(true) => return true,
+            let look = if seen == 0 { FIRST_PICTURE_LOOK } else { STILL };
+            match self.control.screen_wait(seen, look).await {
+                Ok(false) if seen > 0 => return true,
                 Ok(false) => {}
+                Ok(true) => match self.control.screen().await {
+                    Ok(screen) => seen = screen.generation,
+                    Err(_) => return false,
+                },
                 Err(error) => {
                     debug!(phone = %self.phone, %error, "cannot wait for the twin's screen");
                     return false;

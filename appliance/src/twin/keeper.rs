@@ -269,6 +269,8 @@ impl Keeper {
         self.status.send_modify(|status| {
             status.running = Some(running);
             status.pid = pid;
+            // Before it is said to run: what an earlier machine was fed must not be taken for this one's.
+            status.fed = beginning.input.saturating_sub(1);
         });
         self.set(TwinState::Running, "");
         info!(phone = %self.phone, pid, resume, "twin runs");

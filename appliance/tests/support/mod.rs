@@ -134,6 +134,8 @@ impl Client {
 /// A phone: a key, and a certificate once it is admitted.
 pub(crate) struct FakePhone {
     pub serial: String,
+    /// Name of the image that it says it runs; empty: none of ours.
+    pub image: String,
     pub key: KeyPair,
     pub certificate: Option<Vec<u8>>,
     pub journal_id: [u8; 16],
@@ -145,6 +147,7 @@ impl FakePhone {
     pub(crate) fn new(appliance: &Appliance, serial: &str) -> FakePhone {
         FakePhone {
             serial: serial.to_owned(),
+            image: String::new(),
             key: KeyPair::generate().expect("key"),
             certificate: None,
             journal_id: [7; 16],
@@ -175,7 +178,7 @@ impl FakePhone {
             model: "fake".into(),
             os: "none".into(),
             os_version: "1".into(),
-            image: String::new(),
+            image: self.image.clone(),
             architecture: "aarch64".into(),
             agent_version: "test".into(),
         }

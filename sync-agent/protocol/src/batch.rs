@@ -30,14 +30,19 @@ pub enum BatchError {
 pub fn pack(events: Vec<wire::Event>) -> wire::Batch {
     let first_seq = events.first().map_or(0, |event| event.seq);
     let list = wire::EventList { events }.encode_to_vec();
-    let events_zstd = zstd::bulk::compress(&list, ZSTD_LEVEL).expect("compressing memory to memory does not fail");
-    wire::Batch { first_seq, events_zstd }
+    let events_zstd = zstd::bulk::compress(&list, ZSTD_LEVEL)
+        .expect("compressing memory to memory does not fail");
+    wire::Batch {
+        first_seq,
+        events_zstd,
+    }
 }
 
 /// Unpacks and checks a batch from a phone: bounded, without gaps, each event valid and a phone's to send.
 pub fn unpack(batch: &wire::Batch) -> Result<Vec<Event>, BatchError> {
     let list = decompress(&batch.events_zstd)?;
-    let list = wire::EventList::decode(list.as_slice()).map_err(|error| BatchError::Encoding(error.to_string()))?;
+    let list = wire::EventList::decode(list.as_slice())
+        .map_err(|error| BatchError::Encoding(error.to_string()))?;
     if !(1..=BATCH_EVENTS_MAX).contains(&list.events.len()) {
         return Err(BatchError::Count(list.events.len()));
     }
@@ -46,9 +51,13 @@ pub fn unpack(batch: &wire::Batch) -> Result<Vec<Event>, BatchError> {
         let expected = batch.first_seq.saturating_add(index as u64);
         let seq = event.seq;
         if seq != expected {
-            return Err(BatchError::Gap { expected, found: seq });
+            return Err(BatchError::Gap {
+                expected,
+                found: seq,
+            });
         }
-        let checked = Event::try_from(event).and_then(|event| event.check_from_phone().map(|()| event));
+        let checked =
+            Event::try_from(event).and_then(|event| event.check_from_phone().map(|()| event));
         events.push(checked.map_err(|source| BatchError::Event { seq, source })?);
     }
     Ok(events)
@@ -57,7 +66,11 @@ pub fn unpack(batch: &wire::Batch) -> Result<Vec<Event>, BatchError> {
 fn decompress(compressed: &[u8]) -> Result<Vec<u8>, BatchError> {
     let mut list = Vec::new();
     zstd::Decoder::new(compressed)
-        .and_then(|decoder| decoder.take(BATCH_BYTES_MAX as u64 + 1).read_to_end(&mut list))
+        .and_then(|decoder| {
+            decoder
+                .take(BATCH_BYTES_MAX as u64 + 1)
+                .read_to_end(&mut list)
+        })
         .map_err(BatchError::Compression)?;
     match list.len() > BATCH_BYTES_MAX {
         true => Err(BatchError::TooLarge),
@@ -71,7 +84,12 @@ mod tests {
     use crate::event::{Control, ControlKind, Kind, Origin};
 
     fn events(seqs: impl IntoIterator<Item = u64>) -> Vec<wire::Event> {
-        let control = Control { kind: ControlKind::Started, text: "v1".into(), path: None, count: 0 };
+        let control = Control {
+            kind: ControlKind::Started,
+            text: "v1".into(),
+            path: None,
+            count: 0,
+        };
         let event = |seq| Event {
             seq,
             wall_us: 1,
@@ -86,7 +104,11 @@ mod tests {
     fn a_batch_comes_back() {
         let batch = pack(events(5..105));
         assert_eq!(batch.first_seq, 5);
-        let back: Vec<wire::Event> = unpack(&batch).unwrap().into_iter().map(Into::into).collect();
+        let back: Vec<wire::Event> = unpack(&batch)
+            .unwrap()
+            .into_iter()
+            .map(Into::into)
+            .collect();
         assert_eq!(back, events(5..105));
     }
 
@@ -94,18 +116,45 @@ mod tests {
     fn nothing_in_a_batch_is_trusted() {
         let good = pack(events(1..3));
         for length in 0..good.events_zstd.len() {
-            let truncated = wire::Batch { events_zstd: good.events_zstd[..length].to_vec(), ..good.clone() };
+            let truncated = wire::Batch {
+                events_zstd: good.events_zstd[..length].to_vec(),
+                ..good.clone()
+            };
             assert!(unpack(&truncated).is_err(), "cut at {length}");
         }
-        assert!(matches!(unpack(&pack(events([1, 3]))), Err(BatchError::Gap { expected: 2, found: 3 })));
-        assert!(matches!(unpack(&wire::Batch { first_seq: 2, ..good }), Err(BatchError::Gap { .. })));
-        assert!(matches!(unpack(&pack(events([]))), Err(BatchError::Count(0))));
-        assert!(matches!(unpack(&pack(events(1..4098))), Err(BatchError::Count(4097))));
+        assert!(matches!(
+            unpack(&pack(events([1, 3]))),
+            Err(BatchError::Gap {
+                expected: 2,
+                found: 3
+            })
+        ));
+        assert!(matches!(
+            unpack(&wire::Batch {
+                first_seq: 2,
+                ..good
+            }),
+            Err(BatchError::Gap { .. })
+        ));
+        assert!(matches!(
+            unpack(&pack(events([]))),
+            Err(BatchError::Count(0))
+        ));
+        assert!(matches!(
+            unpack(&pack(events(1..4098))),
+            Err(BatchError::Count(4097))
+        ));
         let bomb = zstd::bulk::compress(&vec![0; BATCH_BYTES_MAX + 1], 1).unwrap();
-        let bomb = wire::Batch { first_seq: 1, events_zstd: bomb };
+        let bomb = wire::Batch {
+            first_seq: 1,
+            events_zstd: bomb,
+        };
         assert!(matches!(unpack(&bomb), Err(BatchError::TooLarge)));
         let mut foreign = events([1]);
         foreign[0].origin = Origin::Helpdesk.into();
-        assert!(matches!(unpack(&pack(foreign)), Err(BatchError::Event { seq: 1, .. })));
+        assert!(matches!(
+            unpack(&pack(foreign)),
+            Err(BatchError::Event { seq: 1, .. })
+        ));
     }
 }

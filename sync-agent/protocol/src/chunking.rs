@@ -32,16 +32,22 @@ pub enum ChunkError {
 
 /// Cuts `data`; the pieces come with their bytes.
 pub fn cut(data: &[u8]) -> impl Iterator<Item = (Chunk, &[u8])> {
-    fastcdc::v2020::FastCDC::new(data, CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, CHUNK_BYTES_MAX).map(move |piece| {
-        let bytes = &data[piece.offset..piece.offset + piece.length];
-        (describe(bytes), bytes)
-    })
+    fastcdc::v2020::FastCDC::new(data, CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, CHUNK_BYTES_MAX).map(
+        move |piece| {
+            let bytes = &data[piece.offset..piece.offset + piece.length];
+            (describe(bytes), bytes)
+        },
+    )
 }
 
 /// Cuts what `source` yields, holding only one chunk at a time. Ends after the first error.
 pub fn cut_stream<R: Read>(source: R) -> impl Iterator<Item = io::Result<(Chunk, Vec<u8>)>> {
-    let pieces =
-        fastcdc::v2020::StreamCDC::new(source, CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, CHUNK_BYTES_MAX);
+    let pieces = fastcdc::v2020::StreamCDC::new(
+        source,
+        CHUNK_BYTES_MIN,
+        CHUNK_BYTES_AVERAGE,
+        CHUNK_BYTES_MAX,
+    );
     pieces.map(|piece| match piece {
         Ok(piece) => Ok((describe(&piece.data), piece.data)),
         Err(error) => Err(error.into()),
@@ -49,13 +55,20 @@ pub fn cut_stream<R: Read>(source: R) -> impl Iterator<Item = io::Result<(Chunk,
 }
 
 fn describe(bytes: &[u8]) -> Chunk {
-    Chunk { hash: Hash::of(bytes), size: u32::try_from(bytes.len()).expect("a chunk is at most CHUNK_BYTES_MAX") }
+    Chunk {
+        hash: Hash::of(bytes),
+        size: u32::try_from(bytes.len()).expect("a chunk is at most CHUNK_BYTES_MAX"),
+    }
 }
 
 /// Compresses one chunk for the wire.
 pub fn pack(hash: Hash, bytes: &[u8]) -> wire::ChunkData {
-    let zstd = zstd::bulk::compress(bytes, ZSTD_LEVEL).expect("compressing memory to memory does not fail");
-    wire::ChunkData { hash: hash.to_vec(), zstd }
+    let zstd = zstd::bulk::compress(bytes, ZSTD_LEVEL)
+        .expect("compressing memory to memory does not fail");
+    wire::ChunkData {
+        hash: hash.to_vec(),
+        zstd,
+    }
 }
 
 /// Decompresses one chunk from the wire, within bounds, and verifies its hash.
@@ -82,7 +95,10 @@ mod tests {
     /// Bytes that look random but are the same everywhere.
     fn noise(length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        blake3::Hasher::new().update(b"noise").finalize_xof().fill(&mut bytes);
+        blake3::Hasher::new()
+            .update(b"noise")
+            .finalize_xof()
+            .fill(&mut bytes);
         bytes
     }
 
@@ -108,7 +124,8 @@ mod tests {
     fn cuts_are_where_they_always_were() {
         let sizes: Vec<u32> = cut(&noise(200_000)).map(|(chunk, _)| chunk.size).collect();
         let always = [
-            10930, 4527, 18623, 6065, 9589, 24342, 12035, 4699, 12277, 19227, 9052, 24050, 19333, 20211, 5040,
+            10930, 4527, 18623, 6065, 9589, 24342, 12035, 4699, 12277, 19227, 9052, 24050, 19333,
+            20211, 5040,
         ];
         assert_eq!(sizes, always);
     }
@@ -118,8 +135,11 @@ mod tests {
         let data = noise(1 << 20);
         let mut changed = data.clone();
         changed.insert(500_000, 7);
-        let before: std::collections::HashSet<Hash> = cut(&data).map(|(chunk, _)| chunk.hash).collect();
-        let new = cut(&changed).filter(|(chunk, _)| !before.contains(&chunk.hash)).count();
+        let before: std::collections::HashSet<Hash> =
+            cut(&data).map(|(chunk, _)| chunk.hash).collect();
+        let new = cut(&changed)
+            .filter(|(chunk, _)| !before.contains(&chunk.hash))
+            .count();
         assert!((1..=4).contains(&new), "{new} new chunks");
     }
 
@@ -130,8 +150,14 @@ mod tests {
         assert_eq!(unpack(&packed).unwrap(), (Hash::of(&data), data.clone()));
         let mut truncated = packed.clone();
         truncated.zstd.pop();
-        assert!(matches!(unpack(&truncated), Err(ChunkError::Compression { .. })));
-        let other = wire::ChunkData { hash: Hash::of(b"x").to_vec(), ..packed };
+        assert!(matches!(
+            unpack(&truncated),
+            Err(ChunkError::Compression { .. })
+        ));
+        let other = wire::ChunkData {
+            hash: Hash::of(b"x").to_vec(),
+            ..packed
+        };
         assert!(matches!(unpack(&other), Err(ChunkError::Contents(_))));
         let bomb = pack(Hash::of(b"bomb"), &vec![0; 1 << 24]);
         assert!(matches!(unpack(&bomb), Err(ChunkError::Compression { .. })));

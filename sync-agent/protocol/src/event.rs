@@ -8,7 +8,8 @@ use prost::Message;
 use crate::chunking::Chunk;
 use crate::hash::NotAHash;
 use crate::limits::{
-    BATCH_BYTES_MAX, CHUNK_BYTES_MAX, FILE_CHUNKS_MAX, FRAME_EVENTS_MAX, LINK_TARGET_BYTES_MAX, TEXT_BYTES_MAX,
+    BATCH_BYTES_MAX, CHUNK_BYTES_MAX, FILE_CHUNKS_MAX, FRAME_EVENTS_MAX, LINK_TARGET_BYTES_MAX,
+    TEXT_BYTES_MAX,
 };
 use crate::path::{PathError, PhonePath};
 use crate::tree::{self, Entry, FileKind};
@@ -97,7 +98,11 @@ pub enum EventError {
     #[error("{what} is {value}, which this contract does not know")]
     Unknown { what: &'static str, value: i32 },
     #[error("{what}: {count}, more than {max}")]
-    TooMuch { what: &'static str, count: usize, max: usize },
+    TooMuch {
+        what: &'static str,
+        count: usize,
+        max: usize,
+    },
     #[error("{0} is not as the contract has it")]
     Malformed(&'static str),
     #[error("the file's size is {size} but its chunks add up to {chunks}")]
@@ -121,7 +126,8 @@ impl Event {
     /// Reads and checks an event from the bytes of [`Event::encode`].
     pub fn decode(bytes: &[u8]) -> Result<Self, EventError> {
         check_count("bytes of an event", bytes.len(), BATCH_BYTES_MAX)?;
-        let event = wire::Event::decode(bytes).map_err(|error| EventError::Encoding(error.to_string()))?;
+        let event =
+            wire::Event::decode(bytes).map_err(|error| EventError::Encoding(error.to_string()))?;
         event.try_into()
     }
 
@@ -158,7 +164,14 @@ impl Node {
             Content::Directory => (0, tree::directory_content([])),
             Content::Symlink { target } => (target.len() as u64, tree::link_content(target)),
         };
-        Entry { kind: self.kind(), mode: self.mode, uid: self.uid, gid: self.gid, size, content }
+        Entry {
+            kind: self.kind(),
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            size,
+            content,
+        }
     }
 }
 
@@ -170,7 +183,12 @@ impl TryFrom<wire::Event> for Event {
             return Err(EventError::Missing("an event's seq"));
         }
         let origin = match event.origin() {
-            Origin::Unspecified => return Err(EventError::Unknown { what: "origin", value: event.origin }),
+            Origin::Unspecified => {
+                return Err(EventError::Unknown {
+                    what: "origin",
+                    value: event.origin,
+                });
+            }
             origin => origin,
         };
         let kind = match event.kind.ok_or(EventError::Missing("an event's kind"))? {
@@ -180,7 +198,13 @@ impl TryFrom<wire::Event> for Event {
             wire::event::Kind::Issued(command) => Kind::Issued(command),
             wire::event::Kind::Outcome(result) => Kind::Outcome(result),
         };
-        Ok(Self { seq: event.seq, wall_us: event.wall_us, mono_us: event.mono_us, origin, kind })
+        Ok(Self {
+            seq: event.seq,
+            wall_us: event.wall_us,
+            mono_us: event.mono_us,
+            origin,
+            kind,
+        })
     }
 }
 
@@ -208,17 +232,36 @@ impl TryFrom<wire::Mmi> for Frame {
 
     fn try_from(mmi: wire::Mmi) -> Result<Self, EventError> {
         let device = match mmi.device() {
-            MmiDevice::Unspecified => return Err(EventError::Unknown { what: "input device", value: mmi.device }),
+            MmiDevice::Unspecified => {
+                return Err(EventError::Unknown {
+                    what: "input device",
+                    value: mmi.device,
+                });
+            }
             device => device,
         };
-        check_count("events of an input frame", mmi.events.len(), FRAME_EVENTS_MAX)?;
-        if mmi.events.iter().any(|event| event.r#type > 0x1f || event.code > 0x2ff) {
+        check_count(
+            "events of an input frame",
+            mmi.events.len(),
+            FRAME_EVENTS_MAX,
+        )?;
+        if mmi
+            .events
+            .iter()
+            .any(|event| event.r#type > 0x1f || event.code > 0x2ff)
+        {
             return Err(EventError::Malformed("an input event's type or code"));
         }
         if mmi.x_max > AXIS_MAX || mmi.y_max > AXIS_MAX {
             return Err(EventError::Malformed("an axis of an input device"));
         }
-        Ok(Self { device, device_id: mmi.device_id, events: mmi.events, x_max: mmi.x_max, y_max: mmi.y_max })
+        Ok(Self {
+            device,
+            device_id: mmi.device_id,
+            events: mmi.events,
+            x_max: mmi.x_max,
+            y_max: mmi.y_max,
+        })
     }
 }
 
@@ -242,7 +285,10 @@ impl TryFrom<wire::FileChange> for FileChange {
 
     fn try_from(change: wire::FileChange) -> Result<Self, EventError> {
         let path = PhonePath::new(change.path)?;
-        let op = match change.op.ok_or(EventError::Missing("a file change's operation"))? {
+        let op = match change
+            .op
+            .ok_or(EventError::Missing("a file change's operation"))?
+        {
             wire::file_change::Op::Put(put) => FileOp::Put(put.try_into()?),
             wire::file_change::Op::Remove(_) => FileOp::Remove,
             wire::file_change::Op::Rename(rename) => {
@@ -262,9 +308,14 @@ impl From<FileChange> for wire::FileChange {
         let op = match change.op {
             FileOp::Put(node) => wire::file_change::Op::Put(node.into()),
             FileOp::Remove => wire::file_change::Op::Remove(wire::Remove {}),
-            FileOp::Rename { to } => wire::file_change::Op::Rename(wire::Rename { to: to.to_vec() }),
+            FileOp::Rename { to } => {
+                wire::file_change::Op::Rename(wire::Rename { to: to.to_vec() })
+            }
         };
-        Self { path: change.path.to_vec(), op: Some(op) }
+        Self {
+            path: change.path.to_vec(),
+            op: Some(op),
+        }
     }
 }
 
@@ -273,15 +324,26 @@ impl TryFrom<wire::Put> for Node {
 
     fn try_from(put: wire::Put) -> Result<Self, EventError> {
         let content = match put.kind() {
-            wire::FileKind::Unspecified => return Err(EventError::Unknown { what: "file kind", value: put.kind }),
+            wire::FileKind::Unspecified => {
+                return Err(EventError::Unknown {
+                    what: "file kind",
+                    value: put.kind,
+                });
+            }
             wire::FileKind::Regular => regular(put.size, put.chunks)?,
             wire::FileKind::Directory => Content::Directory,
             wire::FileKind::Symlink => {
-                check_count("bytes of a link's target", put.link_target.len(), LINK_TARGET_BYTES_MAX)?;
+                check_count(
+                    "bytes of a link's target",
+                    put.link_target.len(),
+                    LINK_TARGET_BYTES_MAX,
+                )?;
                 if put.link_target.is_empty() || put.link_target.contains(&0) {
                     return Err(EventError::Malformed("a link's target"));
                 }
-                Content::Symlink { target: put.link_target }
+                Content::Symlink {
+                    target: put.link_target,
+                }
             }
         };
         let mode = match content {
@@ -289,7 +351,13 @@ impl TryFrom<wire::Put> for Node {
             _ if put.mode > 0o7777 => return Err(EventError::Malformed("a file's mode")),
             _ => put.mode,
         };
-        Ok(Self { mode, uid: put.uid, gid: put.gid, mtime_ns: put.mtime_ns, content })
+        Ok(Self {
+            mode,
+            uid: put.uid,
+            gid: put.gid,
+            mtime_ns: put.mtime_ns,
+            content,
+        })
     }
 }
 
@@ -298,11 +366,17 @@ pub const SYMLINK_MODE: u32 = 0o777;
 
 fn regular(size: u64, chunks: Vec<wire::Chunk>) -> Result<Content, EventError> {
     check_count("chunks of a file", chunks.len(), FILE_CHUNKS_MAX)?;
-    let chunks = chunks.into_iter().map(Chunk::try_from).collect::<Result<Vec<_>, _>>()?;
+    let chunks = chunks
+        .into_iter()
+        .map(Chunk::try_from)
+        .collect::<Result<Vec<_>, _>>()?;
     let total = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
     match size == total {
         true => Ok(Content::Regular { size, chunks }),
-        false => Err(EventError::Size { size, chunks: total }),
+        false => Err(EventError::Size {
+            size,
+            chunks: total,
+        }),
     }
 }
 
@@ -310,7 +384,11 @@ impl From<Node> for wire::Put {
     fn from(node: Node) -> Self {
         let kind = wire::FileKind::from(node.kind());
         let (size, chunks, link_target) = match node.content {
-            Content::Regular { size, chunks } => (size, chunks.into_iter().map(Into::into).collect(), Vec::new()),
+            Content::Regular { size, chunks } => (
+                size,
+                chunks.into_iter().map(Into::into).collect(),
+                Vec::new(),
+            ),
             Content::Directory => (0, Vec::new(), Vec::new()),
             Content::Symlink { target } => (target.len() as u64, Vec::new(), target),
         };
@@ -332,7 +410,10 @@ impl TryFrom<wire::Chunk> for Chunk {
 
     fn try_from(chunk: wire::Chunk) -> Result<Self, EventError> {
         match chunk.size {
-            1..=CHUNK_BYTES_MAX => Ok(Self { hash: chunk.hash.as_slice().try_into()?, size: chunk.size }),
+            1..=CHUNK_BYTES_MAX => Ok(Self {
+                hash: chunk.hash.as_slice().try_into()?,
+                size: chunk.size,
+            }),
             _ => Err(EventError::Malformed("a chunk's size")),
         }
     }
@@ -340,7 +421,10 @@ impl TryFrom<wire::Chunk> for Chunk {
 
 impl From<Chunk> for wire::Chunk {
     fn from(chunk: Chunk) -> Self {
-        Self { hash: chunk.hash.to_vec(), size: chunk.size }
+        Self {
+            hash: chunk.hash.to_vec(),
+            size: chunk.size,
+        }
     }
 }
 
@@ -358,13 +442,22 @@ impl TryFrom<wire::Control> for Control {
     type Error = EventError;
 
     fn try_from(control: wire::Control) -> Result<Self, EventError> {
-        check_count("bytes of a control event's text", control.text.len(), TEXT_BYTES_MAX)?;
+        check_count(
+            "bytes of a control event's text",
+            control.text.len(),
+            TEXT_BYTES_MAX,
+        )?;
         let kind = control.kind();
         let path = match control.path.is_empty() {
             true => None,
             false => Some(PhonePath::new(control.path)?),
         };
-        Ok(Self { kind, text: control.text, path, count: control.count })
+        Ok(Self {
+            kind,
+            text: control.text,
+            path,
+            count: control.count,
+        })
     }
 }
 
@@ -392,13 +485,32 @@ mod tests {
     use crate::hash::Hash;
 
     fn event(kind: Kind) -> Event {
-        Event { seq: 1, wall_us: -1, mono_us: 2, origin: Origin::Phone, kind }
+        Event {
+            seq: 1,
+            wall_us: -1,
+            mono_us: 2,
+            origin: Origin::Phone,
+            kind,
+        }
     }
 
     fn put(content: Content) -> Kind {
-        let mode = if matches!(content, Content::Symlink { .. }) { SYMLINK_MODE } else { 0o644 };
-        let node = Node { mode, uid: 1000, gid: 1000, mtime_ns: -5, content };
-        Kind::File(FileChange { path: PhonePath::new(&b"/home/user/a\n\xff"[..]).unwrap(), op: FileOp::Put(node) })
+        let mode = if matches!(content, Content::Symlink { .. }) {
+            SYMLINK_MODE
+        } else {
+            0o644
+        };
+        let node = Node {
+            mode,
+            uid: 1000,
+            gid: 1000,
+            mtime_ns: -5,
+            content,
+        };
+        Kind::File(FileChange {
+            path: PhonePath::new(&b"/home/user/a\n\xff"[..]).unwrap(),
+            op: FileOp::Put(node),
+        })
     }
 
     fn path(text: &str) -> PhonePath {
@@ -410,24 +522,42 @@ mod tests {
         let frame = Frame {
             device: MmiDevice::Touch,
             device_id: 3,
-            events: vec![InputEvent { r#type: 3, code: 0x35, value: -7 }],
+            events: vec![InputEvent {
+                r#type: 3,
+                code: 0x35,
+                value: -7,
+            }],
             x_max: 359,
             y_max: 719,
         };
-        let chunk = Chunk { hash: Hash::of(b"abc"), size: 3 };
+        let chunk = Chunk {
+            hash: Hash::of(b"abc"),
+            size: 3,
+        };
         let control = Control {
             kind: ControlKind::FileSkipped,
             text: "kept changing".into(),
             path: Some(path("/home")),
             count: 4,
         };
-        let rename = FileChange { path: path("/a"), op: FileOp::Rename { to: path("/b") } };
+        let rename = FileChange {
+            path: path("/a"),
+            op: FileOp::Rename { to: path("/b") },
+        };
         for kind in [
             Kind::Mmi(frame),
-            put(Content::Regular { size: 3, chunks: vec![chunk] }),
+            put(Content::Regular {
+                size: 3,
+                chunks: vec![chunk],
+            }),
             put(Content::Directory),
-            put(Content::Symlink { target: b"../x".to_vec() }),
-            Kind::File(FileChange { path: path("/a"), op: FileOp::Remove }),
+            put(Content::Symlink {
+                target: b"../x".to_vec(),
+            }),
+            Kind::File(FileChange {
+                path: path("/a"),
+                op: FileOp::Remove,
+            }),
             Kind::File(rename),
             Kind::Control(control),
         ] {
@@ -440,44 +570,149 @@ mod tests {
     #[test]
     fn what_breaks_the_contract_is_refused() {
         let good = wire::Event::from(event(put(Content::Directory)));
-        assert!(Event::try_from(wire::Event { seq: 0, ..good.clone() }).is_err());
-        assert!(Event::try_from(wire::Event { origin: 77, ..good.clone() }).is_err());
-        assert!(Event::try_from(wire::Event { kind: None, ..good.clone() }).is_err());
+        assert!(
+            Event::try_from(wire::Event {
+                seq: 0,
+                ..good.clone()
+            })
+            .is_err()
+        );
+        assert!(
+            Event::try_from(wire::Event {
+                origin: 77,
+                ..good.clone()
+            })
+            .is_err()
+        );
+        assert!(
+            Event::try_from(wire::Event {
+                kind: None,
+                ..good.clone()
+            })
+            .is_err()
+        );
 
-        let change = |change: wire::FileChange| FileChange::try_from(change).unwrap_err().to_string();
-        let base = wire::FileChange::from(FileChange { path: path("/a"), op: FileOp::Remove });
-        assert!(change(wire::FileChange { path: b"/a/../b".to_vec(), ..base.clone() }).contains("\"..\""));
-        assert!(change(wire::FileChange { path: b"a".to_vec(), ..base.clone() }).contains("not absolute"));
-        assert!(change(wire::FileChange { op: None, ..base.clone() }).contains("operation"));
-        let into_itself = wire::file_change::Op::Rename(wire::Rename { to: b"/a/b".to_vec() });
-        assert!(change(wire::FileChange { op: Some(into_itself), ..base }).contains("itself"));
+        let change =
+            |change: wire::FileChange| FileChange::try_from(change).unwrap_err().to_string();
+        let base = wire::FileChange::from(FileChange {
+            path: path("/a"),
+            op: FileOp::Remove,
+        });
+        assert!(
+            change(wire::FileChange {
+                path: b"/a/../b".to_vec(),
+                ..base.clone()
+            })
+            .contains("\"..\"")
+        );
+        assert!(
+            change(wire::FileChange {
+                path: b"a".to_vec(),
+                ..base.clone()
+            })
+            .contains("not absolute")
+        );
+        assert!(
+            change(wire::FileChange {
+                op: None,
+                ..base.clone()
+            })
+            .contains("operation")
+        );
+        let into_itself = wire::file_change::Op::Rename(wire::Rename {
+            to: b"/a/b".to_vec(),
+        });
+        assert!(
+            change(wire::FileChange {
+                op: Some(into_itself),
+                ..base
+            })
+            .contains("itself")
+        );
 
-        let chunk = wire::Chunk { hash: Hash::of(b"abc").to_vec(), size: 3 };
-        let put = wire::Put { kind: 1, size: 3, chunks: vec![chunk.clone()], ..Default::default() };
+        let chunk = wire::Chunk {
+            hash: Hash::of(b"abc").to_vec(),
+            size: 3,
+        };
+        let put = wire::Put {
+            kind: 1,
+            size: 3,
+            chunks: vec![chunk.clone()],
+            ..Default::default()
+        };
         assert!(Node::try_from(put.clone()).is_ok());
         for bad in [
-            wire::Put { size: 4, ..put.clone() },
-            wire::Put { mode: 0o10000, ..put.clone() },
-            wire::Put { kind: 9, ..put.clone() },
-            wire::Put { chunks: vec![wire::Chunk { hash: vec![1; 31], ..chunk.clone() }], ..put.clone() },
-            wire::Put { chunks: vec![wire::Chunk { size: 0, ..chunk.clone() }, chunk.clone()], ..put.clone() },
-            wire::Put { chunks: vec![chunk; FILE_CHUNKS_MAX + 1], ..put.clone() },
-            wire::Put { kind: 3, ..put.clone() },
-            wire::Put { kind: 3, link_target: b"a\0b".to_vec(), ..put.clone() },
-            wire::Put { kind: 3, link_target: vec![b'a'; 4096], ..put },
+            wire::Put {
+                size: 4,
+                ..put.clone()
+            },
+            wire::Put {
+                mode: 0o10000,
+                ..put.clone()
+            },
+            wire::Put {
+                kind: 9,
+                ..put.clone()
+            },
+            wire::Put {
+                chunks: vec![wire::Chunk {
+                    hash: vec![1; 31],
+                    ..chunk.clone()
+                }],
+                ..put.clone()
+            },
+            wire::Put {
+                chunks: vec![
+                    wire::Chunk {
+                        size: 0,
+                        ..chunk.clone()
+                    },
+                    chunk.clone(),
+                ],
+                ..put.clone()
+            },
+            wire::Put {
+                chunks: vec![chunk; FILE_CHUNKS_MAX + 1],
+                ..put.clone()
+            },
+            wire::Put {
+                kind: 3,
+                ..put.clone()
+            },
+            wire::Put {
+                kind: 3,
+                link_target: b"a\0b".to_vec(),
+                ..put.clone()
+            },
+            wire::Put {
+                kind: 3,
+                link_target: vec![b'a'; 4096],
+                ..put
+            },
         ] {
             assert!(Node::try_from(bad).is_err());
         }
 
-        let flood = wire::Mmi { device: 1, events: vec![InputEvent::default(); 257], ..Default::default() };
+        let flood = wire::Mmi {
+            device: 1,
+            events: vec![InputEvent::default(); 257],
+            ..Default::default()
+        };
         assert!(Frame::try_from(flood).is_err());
         assert!(Event::decode(b"\xff\xff\xff").is_err());
     }
 
     #[test]
     fn a_phone_cannot_speak_for_the_appliance() {
-        let ours = Event { origin: Origin::Helpdesk, ..event(put(Content::Directory)) };
+        let ours = Event {
+            origin: Origin::Helpdesk,
+            ..event(put(Content::Directory))
+        };
         assert_eq!(ours.check_from_phone(), Err(EventError::NotFromPhone(1)));
-        assert!(event(Kind::Issued(wire::Command::default())).check_from_phone().is_err());
+        assert!(
+            event(Kind::Issued(wire::Command::default()))
+                .check_from_phone()
+                .is_err()
+        );
     }
 }

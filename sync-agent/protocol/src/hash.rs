@@ -30,7 +30,10 @@ impl TryFrom<&[u8]> for Hash {
     type Error = NotAHash;
 
     fn try_from(bytes: &[u8]) -> Result<Self, NotAHash> {
-        bytes.try_into().map(Self).map_err(|_| NotAHash(bytes.len()))
+        bytes
+            .try_into()
+            .map(Self)
+            .map_err(|_| NotAHash(bytes.len()))
     }
 }
 

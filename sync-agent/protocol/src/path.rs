@@ -42,7 +42,10 @@ impl PhonePath {
             for component in rest.split(|byte| *byte == b'/') {
                 if !is_name(component) {
                     let component = component.escape_ascii().to_string();
-                    return Err(PathError::Component { path: shown(), component });
+                    return Err(PathError::Component {
+                        path: shown(),
+                        component,
+                    });
                 }
             }
         }
@@ -67,7 +70,9 @@ impl PhonePath {
 
     /// The names from the root down; none for `/`.
     pub fn components(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
-        self.0[1..].split(|byte| *byte == b'/').filter(|name| !name.is_empty())
+        self.0[1..]
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty())
     }
 
     /// The last name; none for `/`.
@@ -94,7 +99,10 @@ impl PhonePath {
         bytes.extend_from_slice(name);
         if !is_name(name) {
             let component = name.escape_ascii().to_string();
-            return Err(PathError::Component { path: bytes.escape_ascii().to_string(), component });
+            return Err(PathError::Component {
+                path: bytes.escape_ascii().to_string(),
+                component,
+            });
         }
         Self::new(bytes)
     }
@@ -113,7 +121,10 @@ impl PhonePath {
             return None;
         }
         let mut bytes = to.0.clone();
-        for name in self.0[from.0.len()..].split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+        for name in self.0[from.0.len()..]
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty())
+        {
             if bytes.len() > 1 {
                 bytes.push(b'/');
             }
@@ -182,7 +193,18 @@ mod tests {
         for good in [&b"/"[..], b"/a", b"/a\nb/\xff\xfe", b"/..a/.b/c..", b"/ "] {
             assert_eq!(PhonePath::new(good).unwrap().as_bytes(), good);
         }
-        for bad in [&b""[..], b"a", b"/a/", b"//", b"/a//b", b"/.", b"/a/../b", b"/..", b"/a\0b", &[b'/'; 4097]] {
+        for bad in [
+            &b""[..],
+            b"a",
+            b"/a/",
+            b"//",
+            b"/a//b",
+            b"/.",
+            b"/a/../b",
+            b"/..",
+            b"/a\0b",
+            &[b'/'; 4097],
+        ] {
             assert!(PhonePath::new(bad).is_err(), "{}", bad.escape_ascii());
         }
         assert!(PhonePath::new(format!("/{}", "n".repeat(256))).is_err());
@@ -201,17 +223,38 @@ mod tests {
 
     #[test]
     fn order_is_a_walk() {
-        let mut paths = [path("/a-b"), path("/a/c"), path("/b"), path("/a"), path("/")];
+        let mut paths = [
+            path("/a-b"),
+            path("/a/c"),
+            path("/b"),
+            path("/a"),
+            path("/"),
+        ];
         paths.sort();
-        assert_eq!(paths, [path("/"), path("/a"), path("/a/c"), path("/a-b"), path("/b")]);
+        assert_eq!(
+            paths,
+            [
+                path("/"),
+                path("/a"),
+                path("/a/c"),
+                path("/a-b"),
+                path("/b")
+            ]
+        );
     }
 
     #[test]
     fn within_goes_by_components() {
         assert!(path("/a/b").is_within(&path("/a")) && path("/a").is_within(&path("/a")));
         assert!(path("/a").is_within(&path("/")) && !path("/ab").is_within(&path("/a")));
-        assert_eq!(path("/a/b/c").moved(&path("/a/b"), &path("/x")), Some(Ok(path("/x/c"))));
-        assert_eq!(path("/a/b").moved(&path("/a/b"), &path("/x")), Some(Ok(path("/x"))));
+        assert_eq!(
+            path("/a/b/c").moved(&path("/a/b"), &path("/x")),
+            Some(Ok(path("/x/c")))
+        );
+        assert_eq!(
+            path("/a/b").moved(&path("/a/b"), &path("/x")),
+            Some(Ok(path("/x")))
+        );
         assert_eq!(path("/ab").moved(&path("/a"), &path("/x")), None);
     }
 }

@@ -23,7 +23,10 @@ impl Scope {
         roots: impl IntoIterator<Item = PhonePath>,
         excludes: impl IntoIterator<Item = PhonePath>,
     ) -> Result<Self, ScopeError> {
-        let scope = Self { roots: outermost(roots), excludes: outermost(excludes) };
+        let scope = Self {
+            roots: outermost(roots),
+            excludes: outermost(excludes),
+        };
         match scope.roots.len().max(scope.excludes.len()) {
             count if count > SCOPE_PATHS_MAX => Err(ScopeError::TooMany(count)),
             _ => Ok(scope),
@@ -32,7 +35,12 @@ impl Scope {
 
     /// Reads paths as they come on the wire.
     pub fn from_bytes(roots: &[Vec<u8>], excludes: &[Vec<u8>]) -> Result<Self, ScopeError> {
-        let paths = |list: &[Vec<u8>]| list.iter().cloned().map(PhonePath::new).collect::<Result<Vec<_>, _>>();
+        let paths = |list: &[Vec<u8>]| {
+            list.iter()
+                .cloned()
+                .map(PhonePath::new)
+                .collect::<Result<Vec<_>, _>>()
+        };
         Self::new(paths(roots)?, paths(excludes)?)
     }
 
@@ -76,13 +84,26 @@ mod tests {
     fn roots_less_excludes() {
         let path = |text: &str| PhonePath::new(text).unwrap();
         let scope = Scope::new(
-            [path("/home/user"), path("/home/user-b"), path("/home/user/x"), path("/etc/s")],
+            [
+                path("/home/user"),
+                path("/home/user-b"),
+                path("/home/user/x"),
+                path("/etc/s"),
+            ],
             [path("/home/user/.cache")],
         )
         .unwrap();
-        assert_eq!(scope.roots(), [path("/etc/s"), path("/home/user"), path("/home/user-b")]);
+        assert_eq!(
+            scope.roots(),
+            [path("/etc/s"), path("/home/user"), path("/home/user-b")]
+        );
         assert!(scope.contains(&path("/home/user")) && scope.contains(&path("/home/user/.cached")));
-        for out in ["/home", "/home/user/.cache", "/home/user/.cache/a", "/home/username"] {
+        for out in [
+            "/home",
+            "/home/user/.cache",
+            "/home/user/.cache/a",
+            "/home/username",
+        ] {
             assert!(!scope.contains(&path(out)), "{out}");
         }
     }

@@ -61,7 +61,12 @@ pub fn file_content(chunks: &[Chunk]) -> Hash {
 
 /// Content hash of a symbolic link.
 pub fn link_content(target: &[u8]) -> Hash {
-    Hash(*blake3::Hasher::new_derive_key("pollux 2026-11 link").update(target).finalize().as_bytes())
+    Hash(
+        *blake3::Hasher::new_derive_key("pollux 2026-11 link")
+            .update(target)
+            .finalize()
+            .as_bytes(),
+    )
 }
 
 /// Content hash of a directory, entry by entry.
@@ -72,14 +77,20 @@ pub struct DirectoryHasher {
 
 impl Default for DirectoryHasher {
     fn default() -> Self {
-        Self { hasher: blake3::Hasher::new_derive_key("pollux 2026-11 directory"), last: None }
+        Self {
+            hasher: blake3::Hasher::new_derive_key("pollux 2026-11 directory"),
+            last: None,
+        }
     }
 }
 
 impl DirectoryHasher {
     /// Adds the next entry. Names must come sorted as bytes, each once.
     pub fn add(&mut self, name: &[u8], entry: &Entry) {
-        assert!(self.last.as_deref().is_none_or(|last| last < name), "directory entries come sorted");
+        assert!(
+            self.last.as_deref().is_none_or(|last| last < name),
+            "directory entries come sorted"
+        );
         update_bytes(&mut self.hasher, name);
         entry.update(&mut self.hasher);
         self.last = Some(name.to_vec());
@@ -143,15 +154,25 @@ impl Default for TreeHasher {
 
 impl TreeHasher {
     pub fn new() -> Self {
-        Self { open: Vec::new(), done: Vec::new() }
+        Self {
+            open: Vec::new(),
+            done: Vec::new(),
+        }
     }
 
     pub fn add(&mut self, path: &PhonePath, entry: Entry) {
-        while self.open.last().is_some_and(|(directory, ..)| !path.is_within(directory)) {
+        while self
+            .open
+            .last()
+            .is_some_and(|(directory, ..)| !path.is_within(directory))
+        {
             self.close();
         }
         match entry.kind {
-            FileKind::Directory => self.open.push((path.clone(), entry, DirectoryHasher::default())),
+            FileKind::Directory => {
+                self.open
+                    .push((path.clone(), entry, DirectoryHasher::default()))
+            }
             _ => self.place(path.clone(), entry),
         }
     }
@@ -166,14 +187,24 @@ impl TreeHasher {
 
     fn close(&mut self) {
         if let Some((path, entry, hasher)) = self.open.pop() {
-            self.place(path, Entry { content: hasher.finish(), ..entry });
+            self.place(
+                path,
+                Entry {
+                    content: hasher.finish(),
+                    ..entry
+                },
+            );
         }
     }
 
     fn place(&mut self, path: PhonePath, entry: Entry) {
         match (self.open.last_mut(), path.name()) {
             (Some((directory, _, hasher)), Some(name)) => {
-                assert_eq!(path.parent().as_ref(), Some(&*directory), "every directory on the way is fed");
+                assert_eq!(
+                    path.parent().as_ref(),
+                    Some(&*directory),
+                    "every directory on the way is fed"
+                );
                 hasher.add(name, &entry);
             }
             _ => self.done.push((path, entry)),
@@ -186,20 +217,40 @@ mod tests {
     use super::*;
 
     fn file(contents: &[u8]) -> Entry {
-        let chunks: Vec<Chunk> = crate::chunking::cut(contents).map(|(chunk, _)| chunk).collect();
+        let chunks: Vec<Chunk> = crate::chunking::cut(contents)
+            .map(|(chunk, _)| chunk)
+            .collect();
         let size = contents.len() as u64;
-        Entry { kind: FileKind::Regular, mode: 0o644, uid: 1, gid: 2, size, content: file_content(&chunks) }
+        Entry {
+            kind: FileKind::Regular,
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            size,
+            content: file_content(&chunks),
+        }
     }
 
     fn directory(content: Hash) -> Entry {
-        Entry { kind: FileKind::Directory, mode: 0o755, uid: 1, gid: 2, size: 0, content }
+        Entry {
+            kind: FileKind::Directory,
+            mode: 0o755,
+            uid: 1,
+            gid: 2,
+            size: 0,
+            content,
+        }
     }
 
     #[test]
     fn a_flat_walk_and_nested_hashing_agree() {
         let path = |text: &str| PhonePath::new(text).unwrap();
         let inner = directory(directory_content([(&b"c"[..], file(b"three"))]));
-        let outer = directory(directory_content([(&b"b"[..], inner), (&b"b-"[..], file(b"four")), (b"z", file(b""))]));
+        let outer = directory(directory_content([
+            (&b"b"[..], inner),
+            (&b"b-"[..], file(b"four")),
+            (b"z", file(b"")),
+        ]));
 
         let none = directory(Hash([0; 32]));
         let mut walk = TreeHasher::new();
@@ -215,17 +266,26 @@ mod tests {
     fn everything_but_the_time_counts() {
         let base = file(b"text");
         let others = [
-            Entry { mode: 0o600, ..base },
+            Entry {
+                mode: 0o600,
+                ..base
+            },
             Entry { uid: 9, ..base },
             Entry { gid: 9, ..base },
-            Entry { kind: FileKind::Symlink, ..base },
+            Entry {
+                kind: FileKind::Symlink,
+                ..base
+            },
             Entry { size: 9, ..base },
             file(b"texT"),
         ];
         for other in others {
             assert_ne!(base.hash(), other.hash());
         }
-        assert_ne!(directory_content([(&b"a"[..], base)]), directory_content([(&b"b"[..], base)]));
+        assert_ne!(
+            directory_content([(&b"a"[..], base)]),
+            directory_content([(&b"b"[..], base)])
+        );
     }
 
     /// The contract: hashes of another agent, written from the specification, must come out the same.
@@ -233,6 +293,9 @@ mod tests {
     fn known_hash() {
         let path = PhonePath::new("/r").unwrap();
         let entry = directory(directory_content([(&b"a"[..], file(b"hello"))]));
-        assert_eq!(root_hash([(&path, Some(entry))]).to_string(), "5ee45564f5a8d26d04b5c0f1c8b16501a1c18b38ea3bbe99d8ad1bda1470309f");
+        assert_eq!(
+            root_hash([(&path, Some(entry))]).to_string(),
+            "5ee45564f5a8d26d04b5c0f1c8b16501a1c18b38ea3bbe99d8ad1bda1470309f"
+        );
     }
 }

@@ -37,7 +37,12 @@ impl DriveHandle {
     ) -> (Self, JoinHandle<()>) {
         // As many as the link lets wait.
         let (asks, inbox) = mpsc::unbounded_channel();
-        let drive = Drive { lease: Lease::default(), injector: sink.map(Injector::new), lease_file, files };
+        let drive = Drive {
+            lease: Lease::default(),
+            injector: sink.map(Injector::new),
+            lease_file,
+            files,
+        };
         (Self { asks }, tokio::spawn(drive.run(inbox)))
     }
 
@@ -58,7 +63,9 @@ impl DriveHandle {
     async fn ask(&self, ask: impl FnOnce(oneshot::Sender<Answer>) -> Ask) -> Answer {
         let (reply, answer) = oneshot::channel();
         let _ = self.asks.send(ask(reply));
-        answer.await.unwrap_or((CommandStatus::Failed, "the agent is stopping".into()))
+        answer
+            .await
+            .unwrap_or((CommandStatus::Failed, "the agent is stopping".into()))
     }
 }
 
@@ -125,22 +132,29 @@ impl<S: InputSink> Drive<S> {
         match change {
             LeaseChange::Began(operator) => {
                 self.announce(Some(&operator));
-                self.files.send(Request::Report(ControlKind::LeaseOn, operator, 0));
+                self.files
+                    .send(Request::Report(ControlKind::LeaseOn, operator, 0));
             }
             LeaseChange::Renewed(operator) => self.announce(Some(&operator)),
             LeaseChange::Ended(operator) => {
                 self.release();
                 self.announce(None);
-                self.files.send(Request::Report(ControlKind::LeaseOff, operator, 0));
+                self.files
+                    .send(Request::Report(ControlKind::LeaseOff, operator, 0));
             }
             LeaseChange::None => {}
         }
     }
 
     fn announce(&self, operator: Option<&str>) {
-        let left = self.lease.until().map_or(0, |until| until.saturating_duration_since(Instant::now()).as_millis());
+        let left = self.lease.until().map_or(0, |until| {
+            until.saturating_duration_since(Instant::now()).as_millis()
+        });
         let until_ms = clock::now().wall_us / 1000 + i64::try_from(left).unwrap_or(0);
-        if let Err(error) = announce(&self.lease_file, operator.map(|operator| (operator, until_ms))) {
+        if let Err(error) = announce(
+            &self.lease_file,
+            operator.map(|operator| (operator, until_ms)),
+        ) {
             tracing::warn!(path = %self.lease_file.display(), %error, "cannot tell the phone's user who drives");
         }
     }

@@ -59,18 +59,29 @@ enum ChangeError {
     #[error("there is nothing to rename")]
     NothingThere,
     #[error("{doing}: {source}")]
-    Io { doing: &'static str, source: io::Error },
+    Io {
+        doing: &'static str,
+        source: io::Error,
+    },
 }
 
 fn doing<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> ChangeError {
-    move |source| ChangeError::Io { doing, source: source.into() }
+    move |source| ChangeError::Io {
+        doing,
+        source: source.into(),
+    }
 }
 
 impl ApplyJob {
     pub(crate) fn run(self, tracker: &mut Tracker) -> wire::CommandResult {
-        let mut result = wire::CommandResult { command_id: self.command_id, ..Default::default() };
+        let mut result = wire::CommandResult {
+            command_id: self.command_id,
+            ..Default::default()
+        };
         // The result comes from the journal if the deed was done before.
-        let before = tracker.journal().call(move |journal| Ok((journal.last_seq(), journal.result(self.command_id)?)));
+        let before = tracker
+            .journal()
+            .call(move |journal| Ok((journal.last_seq(), journal.result(self.command_id)?)));
         match before {
             Ok((_, Some(earlier))) => return earlier,
             Ok((seq, None)) => result.at_seq = seq,
@@ -82,7 +93,11 @@ impl ApplyJob {
         }
         let mut adopted = Vec::new();
         for (change, base) in &self.changes {
-            let mut deed = Deed { tracker, chunks: &self.chunks, changes: Vec::new() };
+            let mut deed = Deed {
+                tracker,
+                chunks: &self.chunks,
+                changes: Vec::new(),
+            };
             let outcome = deed.perform(change, *base);
             adopted.append(&mut deed.changes);
             result.changes.push(describe(outcome, *base));
@@ -91,10 +106,20 @@ impl ApplyJob {
             result.at_seq = seq;
         }
         let made = [ChangeStatus::Applied, ChangeStatus::Unchanged];
-        let all_made = result.changes.iter().all(|change| made.contains(&change.status()));
-        result.set_status(if all_made { CommandStatus::Done } else { CommandStatus::Partly });
+        let all_made = result
+            .changes
+            .iter()
+            .all(|change| made.contains(&change.status()));
+        result.set_status(if all_made {
+            CommandStatus::Done
+        } else {
+            CommandStatus::Partly
+        });
         let kept = result.clone();
-        if let Err(error) = tracker.journal().call(move |journal| journal.record_result(&adopted, &kept)) {
+        if let Err(error) = tracker
+            .journal()
+            .call(move |journal| journal.record_result(&adopted, &kept))
+        {
             // A scan will take the deed for the phone's own, which is true enough; asked again, it is already so.
             tracing::warn!(%error, "cannot record what was applied");
         }
@@ -111,7 +136,9 @@ fn describe(outcome: Result<ChangeStatus, ChangeError>, base: Base) -> wire::Cha
             result.set_status(match error {
                 ChangeError::OutOfScope => ChangeStatus::Refused,
                 ChangeError::Conflict { .. } => ChangeStatus::Conflict,
-                ChangeError::Io { ref source, .. } if beneath::is_absence(source) => ChangeStatus::Refused,
+                ChangeError::Io { ref source, .. } if beneath::is_absence(source) => {
+                    ChangeStatus::Refused
+                }
                 _ => ChangeStatus::Failed,
             });
             if let ChangeError::Conflict { phone } = error {
@@ -167,55 +194,101 @@ impl Deed<'_> {
     }
 
     fn check_scope(&self, path: &PhonePath) -> Result<(), ChangeError> {
-        if self.tracker.scope().contains(path) { Ok(()) } else { Err(ChangeError::OutOfScope) }
+        if self.tracker.scope().contains(path) {
+            Ok(())
+        } else {
+            Err(ChangeError::OutOfScope)
+        }
     }
 
     /// What is left out must not go, or move, with a directory around it either.
     fn check_nothing_excluded_in(&self, path: &PhonePath) -> Result<(), ChangeError> {
-        let holds_excluded = self.tracker.scope().excludes().iter().any(|exclude| exclude.is_within(path));
-        if holds_excluded { Err(ChangeError::OutOfScope) } else { Ok(()) }
+        let holds_excluded = self
+            .tracker
+            .scope()
+            .excludes()
+            .iter()
+            .any(|exclude| exclude.is_within(path));
+        if holds_excluded {
+            Err(ChangeError::OutOfScope)
+        } else {
+            Ok(())
+        }
     }
 
     /// Everything is as the change wants it, except perhaps a file's time.
     fn touch(&mut self, change: &FileChange) -> Result<ChangeStatus, ChangeError> {
-        let FileOp::Put(node) = &change.op else { return Ok(ChangeStatus::Unchanged) };
-        let is_same_time = self.tracker.tree().get(&change.path).is_some_and(|known| known.mtime_ns == node.mtime_ns);
+        let FileOp::Put(node) = &change.op else {
+            return Ok(ChangeStatus::Unchanged);
+        };
+        let is_same_time = self
+            .tracker
+            .tree()
+            .get(&change.path)
+            .is_some_and(|known| known.mtime_ns == node.mtime_ns);
         if is_same_time || node.kind() == FileKind::Directory {
             return Ok(ChangeStatus::Unchanged);
         }
-        let (parent, name) = beneath::open_parent(&change.path).map_err(doing("cannot open the directory"))?;
+        let (parent, name) =
+            beneath::open_parent(&change.path).map_err(doing("cannot open the directory"))?;
         set_time(&parent, &name, node)?;
         self.adopt(&change.path, node)?;
         Ok(ChangeStatus::Applied)
     }
 
     fn settle(&mut self, path: &PhonePath) -> Result<(), ChangeError> {
-        if self.tracker.settle(path) { Ok(()) } else { Err(ChangeError::Unsettled) }
+        if self.tracker.settle(path) {
+            Ok(())
+        } else {
+            Err(ChangeError::Unsettled)
+        }
     }
 
-    fn put(&mut self, path: &PhonePath, node: &Node, current: Option<Entry>) -> Result<(), ChangeError> {
+    fn put(
+        &mut self,
+        path: &PhonePath,
+        node: &Node,
+        current: Option<Entry>,
+    ) -> Result<(), ChangeError> {
         self.make_parents(path)?;
-        let (parent, name) = beneath::open_parent(path).map_err(doing("cannot open the directory"))?;
+        let (parent, name) =
+            beneath::open_parent(path).map_err(doing("cannot open the directory"))?;
         let current_kind = current.map(|entry| entry.kind);
         if node.kind() == FileKind::Directory {
             if current_kind != Some(FileKind::Directory) {
                 self.clear(path, current)?;
-                mkdirat(&parent, name.as_c_str(), Mode::S_IRWXU).map_err(doing("cannot make the directory"))?;
+                mkdirat(&parent, name.as_c_str(), Mode::S_IRWXU)
+                    .map_err(doing("cannot make the directory"))?;
             }
             let owner = (Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)));
-            fchownat(&parent, name.as_c_str(), owner.0, owner.1, AtFlags::AT_SYMLINK_NOFOLLOW)
-                .map_err(doing("cannot set the owner"))?;
-            let directory = beneath::open_directory(path).map_err(doing("cannot open the directory"))?;
+            fchownat(
+                &parent,
+                name.as_c_str(),
+                owner.0,
+                owner.1,
+                AtFlags::AT_SYMLINK_NOFOLLOW,
+            )
+            .map_err(doing("cannot set the owner"))?;
+            let directory =
+                beneath::open_directory(path).map_err(doing("cannot open the directory"))?;
             fchmod(&directory, mode(node)).map_err(doing("cannot set the mode"))?;
         } else {
             let unfinished = unfinished_name();
-            let written = self.write_unfinished(&parent, &unfinished, node).and_then(|()| {
-                if current_kind == Some(FileKind::Directory) {
-                    self.clear(path, current)?;
-                }
-                renameat2(&parent, unfinished.as_c_str(), &parent, name.as_c_str(), RenameFlags::empty())
+            let written = self
+                .write_unfinished(&parent, &unfinished, node)
+                .and_then(|()| {
+                    if current_kind == Some(FileKind::Directory) {
+                        self.clear(path, current)?;
+                    }
+                    renameat2(
+                        &parent,
+                        unfinished.as_c_str(),
+                        &parent,
+                        name.as_c_str(),
+                        RenameFlags::empty(),
+                    )
                     .map_err(doing("cannot put the file in place"))
-            });
+                });
             if let Err(error) = written {
                 // It may not even exist; a scan ignores it.
                 let _ = unlinkat(&parent, unfinished.as_c_str(), UnlinkatFlags::NoRemoveDir);
@@ -226,23 +299,38 @@ impl Deed<'_> {
         self.adopt(path, node)
     }
 
-    fn write_unfinished(&self, parent: &OwnedFd, name: &CStr, node: &Node) -> Result<(), ChangeError> {
+    fn write_unfinished(
+        &self,
+        parent: &OwnedFd,
+        name: &CStr,
+        node: &Node,
+    ) -> Result<(), ChangeError> {
         let owner = (Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)));
         match &node.content {
             Content::Symlink { target } => {
-                let target = CString::new(target.as_slice()).map_err(doing("cannot write the link"))?;
-                symlinkat(target.as_c_str(), parent, name).map_err(doing("cannot write the link"))?;
+                let target =
+                    CString::new(target.as_slice()).map_err(doing("cannot write the link"))?;
+                symlinkat(target.as_c_str(), parent, name)
+                    .map_err(doing("cannot write the link"))?;
                 fchownat(parent, name, owner.0, owner.1, AtFlags::AT_SYMLINK_NOFOLLOW)
                     .map_err(doing("cannot set the owner"))?;
             }
             Content::Regular { chunks, .. } => {
-                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let flags = OFlag::O_WRONLY
+                    | OFlag::O_CREAT
+                    | OFlag::O_EXCL
+                    | OFlag::O_NOFOLLOW
+                    | OFlag::O_CLOEXEC;
                 let file = openat(parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
                     .map_err(doing("cannot create the file"))?;
                 let mut file = File::from(file);
                 for chunk in chunks {
-                    let bytes = self.chunks.get(chunk.hash).map_err(doing("cannot read a chunk"))?;
-                    file.write_all(&bytes).map_err(doing("cannot write the file"))?;
+                    let bytes = self
+                        .chunks
+                        .get(chunk.hash)
+                        .map_err(doing("cannot read a chunk"))?;
+                    file.write_all(&bytes)
+                        .map_err(doing("cannot write the file"))?;
                 }
                 // Before the mode: a change of owner clears set-user-id bits.
                 fchown(&file, owner.0, owner.1).map_err(doing("cannot set the owner"))?;
@@ -261,18 +349,33 @@ impl Deed<'_> {
         sync_directory(parent)
     }
 
-    fn rename(&mut self, from: &PhonePath, to: &PhonePath, current: Option<Entry>) -> Result<(), ChangeError> {
+    fn rename(
+        &mut self,
+        from: &PhonePath,
+        to: &PhonePath,
+        current: Option<Entry>,
+    ) -> Result<(), ChangeError> {
         let current = current.ok_or(ChangeError::NothingThere)?;
         self.check_nothing_excluded_in(from)?;
         self.make_parents(to)?;
-        let (old, old_name) = beneath::open_parent(from).map_err(doing("cannot open the directory"))?;
-        let (new, new_name) = beneath::open_parent(to).map_err(doing("cannot open the directory"))?;
+        let (old, old_name) =
+            beneath::open_parent(from).map_err(doing("cannot open the directory"))?;
+        let (new, new_name) =
+            beneath::open_parent(to).map_err(doing("cannot open the directory"))?;
         let replaced = self.tracker.tree().entry(to);
-        if replaced.is_some_and(|entry| entry.kind == FileKind::Directory || current.kind == FileKind::Directory) {
+        if replaced.is_some_and(|entry| {
+            entry.kind == FileKind::Directory || current.kind == FileKind::Directory
+        }) {
             self.clear(to, replaced)?;
         }
-        renameat2(&old, old_name.as_c_str(), &new, new_name.as_c_str(), RenameFlags::empty())
-            .map_err(doing("cannot rename"))?;
+        renameat2(
+            &old,
+            old_name.as_c_str(),
+            &new,
+            new_name.as_c_str(),
+            RenameFlags::empty(),
+        )
+        .map_err(doing("cannot rename"))?;
         sync_directory(old)?;
         sync_directory(new)?;
         self.change(KnownChange::Move(from.clone(), to.clone()));
@@ -281,15 +384,21 @@ impl Deed<'_> {
 
     /// Removes what is at a path, with everything beneath it.
     fn clear(&mut self, path: &PhonePath, current: Option<Entry>) -> Result<(), ChangeError> {
-        let Some(current) = current else { return Ok(()) };
-        let (parent, name) = beneath::open_parent(path).map_err(doing("cannot open the directory"))?;
+        let Some(current) = current else {
+            return Ok(());
+        };
+        let (parent, name) =
+            beneath::open_parent(path).map_err(doing("cannot open the directory"))?;
         if current.kind == FileKind::Directory {
             self.check_nothing_excluded_in(path)?;
-            let directory = beneath::open_directory(path).map_err(doing("cannot open the directory"))?;
+            let directory =
+                beneath::open_directory(path).map_err(doing("cannot open the directory"))?;
             empty(directory, 0)?;
-            unlinkat(&parent, name.as_c_str(), UnlinkatFlags::RemoveDir).map_err(doing("cannot remove"))?;
+            unlinkat(&parent, name.as_c_str(), UnlinkatFlags::RemoveDir)
+                .map_err(doing("cannot remove"))?;
         } else {
-            unlinkat(&parent, name.as_c_str(), UnlinkatFlags::NoRemoveDir).map_err(doing("cannot remove"))?;
+            unlinkat(&parent, name.as_c_str(), UnlinkatFlags::NoRemoveDir)
+                .map_err(doing("cannot remove"))?;
         }
         self.change(KnownChange::Forget(path.clone()));
         Ok(())
@@ -306,11 +415,20 @@ impl Deed<'_> {
             }
             next = parent.parent();
         }
-        let node = Node { mode: 0o755, uid: 0, gid: 0, mtime_ns: 0, content: Content::Directory };
+        let node = Node {
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime_ns: 0,
+            content: Content::Directory,
+        };
         for parent in missing.iter().rev() {
-            let (above, name) = beneath::open_parent(parent).map_err(doing("cannot open the directory"))?;
-            mkdirat(&above, name.as_c_str(), mode(&node)).map_err(doing("cannot make the directory"))?;
-            let directory = beneath::open_directory(parent).map_err(doing("cannot open the directory"))?;
+            let (above, name) =
+                beneath::open_parent(parent).map_err(doing("cannot open the directory"))?;
+            mkdirat(&above, name.as_c_str(), mode(&node))
+                .map_err(doing("cannot make the directory"))?;
+            let directory =
+                beneath::open_directory(parent).map_err(doing("cannot open the directory"))?;
             fchmod(&directory, mode(&node)).map_err(doing("cannot set the mode"))?;
             if self.tracker.scope().contains(parent) {
                 self.adopt(parent, &node)?;
@@ -324,7 +442,14 @@ impl Deed<'_> {
         let stat = beneath::stat(path).map_err(doing("cannot look at what was written"))?;
         if let Some(stat) = stat {
             let known = Known::new(node.entry(), &stat, clock::now().wall_us);
-            let known = Known { mtime_ns: if node.kind() == FileKind::Directory { stat.mtime_ns } else { node.mtime_ns }, ..known };
+            let known = Known {
+                mtime_ns: if node.kind() == FileKind::Directory {
+                    stat.mtime_ns
+                } else {
+                    node.mtime_ns
+                },
+                ..known
+            };
             self.change(KnownChange::Set(path.clone(), known));
         }
         Ok(())
@@ -339,7 +464,10 @@ impl Deed<'_> {
 fn is_so_already(change: &FileChange, current: Option<Entry>, tracker: &Tracker) -> bool {
     match &change.op {
         FileOp::Put(node) => match node.kind() {
-            FileKind::Directory => tracker.tree().get(&change.path).is_some_and(|known| known.entry == node.entry()),
+            FileKind::Directory => tracker
+                .tree()
+                .get(&change.path)
+                .is_some_and(|known| known.entry == node.entry()),
             _ => current == Some(node.entry()),
         },
         FileOp::Remove => current.is_none(),
@@ -353,37 +481,52 @@ const DEPTH_MAX: usize = 2048;
 /// Removes everything in a directory, by descriptors, so that no link can lead elsewhere.
 fn empty(directory: OwnedFd, depth: usize) -> Result<(), ChangeError> {
     if depth > DEPTH_MAX {
-        return Err(doing("cannot remove")(io::Error::from(io::ErrorKind::InvalidInput)));
+        return Err(doing("cannot remove")(io::Error::from(
+            io::ErrorKind::InvalidInput,
+        )));
     }
-    let mut opened = nix::dir::Dir::from_fd(directory).map_err(doing("cannot read the directory"))?;
+    let mut opened =
+        nix::dir::Dir::from_fd(directory).map_err(doing("cannot read the directory"))?;
     let mut names = Vec::new();
     for entry in opened.iter() {
-        let name = entry.map_err(doing("cannot read the directory"))?.file_name().to_owned();
+        let name = entry
+            .map_err(doing("cannot read the directory"))?
+            .file_name()
+            .to_owned();
         if !matches!(name.to_bytes(), b"." | b"..") {
             names.push(name);
         }
     }
     for name in names {
-        let stat = fstatat(&opened, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(doing("cannot remove"))?;
+        let stat = fstatat(&opened, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
+            .map_err(doing("cannot remove"))?;
         let is_directory = beneath::Stat::from(stat).kind == Some(FileKind::Directory);
         if is_directory {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let child = openat(&opened, name.as_c_str(), flags, Mode::empty()).map_err(doing("cannot remove"))?;
+            let child = openat(&opened, name.as_c_str(), flags, Mode::empty())
+                .map_err(doing("cannot remove"))?;
             empty(child, depth + 1)?;
         }
-        let flag = if is_directory { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+        let flag = if is_directory {
+            UnlinkatFlags::RemoveDir
+        } else {
+            UnlinkatFlags::NoRemoveDir
+        };
         unlinkat(&opened, name.as_c_str(), flag).map_err(doing("cannot remove"))?;
     }
     Ok(())
 }
 
 fn sync_directory(directory: OwnedFd) -> Result<(), ChangeError> {
-    File::from(directory).sync_all().map_err(doing("cannot write the directory"))
+    File::from(directory)
+        .sync_all()
+        .map_err(doing("cannot write the directory"))
 }
 
 fn set_time(parent: &OwnedFd, name: &CStr, node: &Node) -> Result<(), ChangeError> {
     let time = TimeSpec::nanoseconds(node.mtime_ns);
-    utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink).map_err(doing("cannot set the time"))
+    utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)
+        .map_err(doing("cannot set the time"))
 }
 
 fn mode(node: &Node) -> Mode {
@@ -391,6 +534,10 @@ fn mode(node: &Node) -> Mode {
 }
 
 fn unfinished_name() -> CString {
-    let name = [UNFINISHED_PREFIX, hex::encode(rand::random::<[u8; 8]>()).as_bytes()].concat();
+    let name = [
+        UNFINISHED_PREFIX,
+        hex::encode(rand::random::<[u8; 8]>()).as_bytes(),
+    ]
+    .concat();
     CString::new(name).expect("the prefix and hexadecimal digits hold no NUL")
 }

@@ -83,14 +83,20 @@ impl<S: InputSink> Injector<S> {
     /// Lifts everything that is pressed.
     pub(crate) fn release(&mut self) -> Result<(), InputError> {
         if !self.keys.is_empty() {
-            let lifted: Vec<InputEvent> = std::mem::take(&mut self.keys).into_iter().map(|code| key(code, 0)).collect();
+            let lifted: Vec<InputEvent> = std::mem::take(&mut self.keys)
+                .into_iter()
+                .map(|code| key(code, 0))
+                .collect();
             self.sink.emit(RemoteDevice::Keyboard, &lifted)?;
         }
         self.pointer.is_down = false;
         if !self.fingers.is_empty() {
             let mut lifted = Vec::new();
             for slot in std::mem::take(&mut self.fingers) {
-                lifted.extend([abs(Abs::ABS_MT_SLOT, slot), abs(Abs::ABS_MT_TRACKING_ID, -1)]);
+                lifted.extend([
+                    abs(Abs::ABS_MT_SLOT, slot),
+                    abs(Abs::ABS_MT_TRACKING_ID, -1),
+                ]);
                 self.slot = slot;
             }
             lifted.push(key(KeyCode::BTN_TOUCH.0.into(), 0));
@@ -100,7 +106,12 @@ impl<S: InputSink> Injector<S> {
     }
 
     fn feed_keys(&mut self, frame: &Frame) -> Result<(), InputError> {
-        let keys: Vec<InputEvent> = frame.events.iter().filter(|event| is(event, EventType::KEY)).cloned().collect();
+        let keys: Vec<InputEvent> = frame
+            .events
+            .iter()
+            .filter(|event| is(event, EventType::KEY))
+            .copied()
+            .collect();
         for event in &keys {
             match event.value {
                 0 => self.keys.remove(&event.code),
@@ -115,29 +126,37 @@ impl<S: InputSink> Injector<S> {
         let (mut fingers, mut slot) = (self.fingers.clone(), self.slot);
         for event in &frame.events {
             if is(event, EventType::KEY) && event.code == u32::from(KeyCode::BTN_TOUCH.0) {
-                events.push(event.clone());
+                events.push(*event);
             }
             if !is(event, EventType::ABSOLUTE) {
                 continue;
             }
             match Abs(u16::try_from(event.code).unwrap_or(u16::MAX)) {
-                Abs::ABS_MT_SLOT if !(0..SLOTS).contains(&event.value) => return Err(InputError::Slot(event.value)),
+                Abs::ABS_MT_SLOT if !(0..SLOTS).contains(&event.value) => {
+                    return Err(InputError::Slot(event.value));
+                }
                 Abs::ABS_MT_SLOT => {
                     slot = event.value;
-                    events.push(event.clone());
+                    events.push(*event);
                 }
                 Abs::ABS_MT_TRACKING_ID => {
                     match event.value {
                         -1 => fingers.remove(&slot),
                         _ => fingers.insert(slot),
                     };
-                    events.push(event.clone());
+                    events.push(*event);
                 }
                 code @ (Abs::ABS_MT_POSITION_X | Abs::ABS_X) => {
-                    events.push(abs(code, scale(event.value, frame.x_max, self.sink.panel().0)?));
+                    events.push(abs(
+                        code,
+                        scale(event.value, frame.x_max, self.sink.panel().0)?,
+                    ));
                 }
                 code @ (Abs::ABS_MT_POSITION_Y | Abs::ABS_Y) => {
-                    events.push(abs(code, scale(event.value, frame.y_max, self.sink.panel().1)?));
+                    events.push(abs(
+                        code,
+                        scale(event.value, frame.y_max, self.sink.panel().1)?,
+                    ));
                 }
                 _ => {}
             }
@@ -157,7 +176,9 @@ impl<S: InputSink> Injector<S> {
                 self.pointer.x = scale(event.value, frame.x_max, self.sink.panel().0)?;
             } else if is(event, EventType::ABSOLUTE) && code == Abs::ABS_Y.0 {
                 self.pointer.y = scale(event.value, frame.y_max, self.sink.panel().1)?;
-            } else if is(event, EventType::KEY) && [KeyCode::BTN_LEFT.0, KeyCode::BTN_TOUCH.0].contains(&code) {
+            } else if is(event, EventType::KEY)
+                && [KeyCode::BTN_LEFT.0, KeyCode::BTN_TOUCH.0].contains(&code)
+            {
                 self.pointer.is_down = event.value != 0;
             }
         }
@@ -216,19 +237,30 @@ fn is(event: &InputEvent, kind: EventType) -> bool {
 }
 
 fn key(code: u32, value: i32) -> InputEvent {
-    InputEvent { r#type: EventType::KEY.0.into(), code, value }
+    InputEvent {
+        r#type: EventType::KEY.0.into(),
+        code,
+        value,
+    }
 }
 
 fn abs(code: Abs, value: i32) -> InputEvent {
-    InputEvent { r#type: EventType::ABSOLUTE.0.into(), code: code.0.into(), value }
+    InputEvent {
+        r#type: EventType::ABSOLUTE.0.into(),
+        code: code.0.into(),
+        value,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Type, code and value of each event.
+    type Recorded = Vec<(u32, u32, i32)>;
+
     #[derive(Default)]
-    struct Recorder(Vec<(RemoteDevice, Vec<(u32, u32, i32)>)>);
+    struct Recorder(Vec<(RemoteDevice, Recorded)>);
 
     impl InputSink for Recorder {
         fn panel(&self) -> (u32, u32) {
@@ -236,14 +268,30 @@ mod tests {
         }
 
         fn emit(&mut self, device: RemoteDevice, events: &[InputEvent]) -> io::Result<()> {
-            self.0.push((device, events.iter().map(|event| (event.r#type, event.code, event.value)).collect()));
+            self.0.push((
+                device,
+                events
+                    .iter()
+                    .map(|event| (event.r#type, event.code, event.value))
+                    .collect(),
+            ));
             Ok(())
         }
     }
 
     fn frame(device: MmiDevice, events: &[(u32, u16, i32)]) -> Frame {
-        let event = |&(r#type, code, value): &(u32, u16, i32)| InputEvent { r#type, code: code.into(), value };
-        Frame { device, device_id: 0, events: events.iter().map(event).collect(), x_max: 359, y_max: 719 }
+        let event = |&(r#type, code, value): &(u32, u16, i32)| InputEvent {
+            r#type,
+            code: code.into(),
+            value,
+        };
+        Frame {
+            device,
+            device_id: 0,
+            events: events.iter().map(event).collect(),
+            x_max: 359,
+            y_max: 719,
+        }
     }
 
     const KEY: u32 = 1;
@@ -252,15 +300,29 @@ mod tests {
     #[test]
     fn what_is_pressed_is_lifted_once() {
         let mut injector = Injector::new(Recorder::default());
-        injector.feed(&frame(MmiDevice::Keyboard, &[(KEY, 30, 1)])).unwrap();
-        injector.feed(&frame(MmiDevice::Keyboard, &[(KEY, 42, 1)])).unwrap();
-        injector.feed(&frame(MmiDevice::Keyboard, &[(KEY, 42, 0)])).unwrap();
-        injector.feed(&frame(MmiDevice::Touch, &[(ABS, 0x2f, 2), (ABS, 0x39, 7), (KEY, 0x14a, 1)])).unwrap();
+        injector
+            .feed(&frame(MmiDevice::Keyboard, &[(KEY, 30, 1)]))
+            .unwrap();
+        injector
+            .feed(&frame(MmiDevice::Keyboard, &[(KEY, 42, 1)]))
+            .unwrap();
+        injector
+            .feed(&frame(MmiDevice::Keyboard, &[(KEY, 42, 0)]))
+            .unwrap();
+        injector
+            .feed(&frame(
+                MmiDevice::Touch,
+                &[(ABS, 0x2f, 2), (ABS, 0x39, 7), (KEY, 0x14a, 1)],
+            ))
+            .unwrap();
         injector.sink.0.clear();
         injector.release().unwrap();
         let lifted = [
             (RemoteDevice::Keyboard, vec![(KEY, 30, 0)]),
-            (RemoteDevice::Touch, vec![(ABS, 0x2f, 2), (ABS, 0x39, -1), (KEY, 0x14a, 0)]),
+            (
+                RemoteDevice::Touch,
+                vec![(ABS, 0x2f, 2), (ABS, 0x39, -1), (KEY, 0x14a, 0)],
+            ),
         ];
         assert_eq!(injector.sink.0, lifted);
         injector.sink.0.clear();
@@ -271,29 +333,67 @@ mod tests {
     #[test]
     fn an_absolute_pointer_is_a_finger_while_pressed() {
         let mut injector = Injector::new(Recorder::default());
-        injector.feed(&frame(MmiDevice::Pointer, &[(ABS, 0, 10), (ABS, 1, 20)])).unwrap();
+        injector
+            .feed(&frame(MmiDevice::Pointer, &[(ABS, 0, 10), (ABS, 1, 20)]))
+            .unwrap();
         assert_eq!(injector.sink.0, []);
-        injector.feed(&frame(MmiDevice::Pointer, &[(KEY, 0x110, 1)])).unwrap();
-        let down = vec![(ABS, 0x39, 1), (ABS, 0x35, 21), (ABS, 0x36, 41), (ABS, 0, 21), (ABS, 1, 41), (KEY, 0x14a, 1)];
+        injector
+            .feed(&frame(MmiDevice::Pointer, &[(KEY, 0x110, 1)]))
+            .unwrap();
+        let down = vec![
+            (ABS, 0x39, 1),
+            (ABS, 0x35, 21),
+            (ABS, 0x36, 41),
+            (ABS, 0, 21),
+            (ABS, 1, 41),
+            (KEY, 0x14a, 1),
+        ];
         assert_eq!(injector.sink.0, [(RemoteDevice::Touch, down)]);
         injector.sink.0.clear();
-        injector.feed(&frame(MmiDevice::Pointer, &[(KEY, 0x110, 0)])).unwrap();
-        assert_eq!(injector.sink.0, [(RemoteDevice::Touch, vec![(ABS, 0x39, -1), (KEY, 0x14a, 0)])]);
+        injector
+            .feed(&frame(MmiDevice::Pointer, &[(KEY, 0x110, 0)]))
+            .unwrap();
+        assert_eq!(
+            injector.sink.0,
+            [(RemoteDevice::Touch, vec![(ABS, 0x39, -1), (KEY, 0x14a, 0)])]
+        );
     }
 
     #[test]
     fn coordinates_are_scaled_and_kept_when_equal() {
-        assert_eq!((0..360).map(|x| scale(x, 359, 359).unwrap()).collect::<Vec<_>>(), (0..360).collect::<Vec<_>>());
-        assert_eq!((scale(0, 32767, 359).unwrap(), scale(32767, 32767, 359).unwrap()), (0, 359));
-        assert_eq!(scale(i32::MAX, 359, u32::MAX / 2).unwrap() as u32 / 1000, (u32::MAX / 2 - 2982616) / 1000);
+        assert_eq!(
+            (0..360)
+                .map(|x| scale(x, 359, 359).unwrap())
+                .collect::<Vec<_>>(),
+            (0..360).collect::<Vec<_>>()
+        );
+        assert_eq!(
+            (
+                scale(0, 32767, 359).unwrap(),
+                scale(32767, 32767, 359).unwrap()
+            ),
+            (0, 359)
+        );
+        assert_eq!(
+            scale(i32::MAX, 359, u32::MAX / 2).unwrap() as u32 / 1000,
+            (u32::MAX / 2 - 2982616) / 1000
+        );
         assert!(scale(1, 0, 359).is_err());
     }
 
     #[test]
     fn what_the_panel_cannot_do_is_refused_whole() {
         let mut injector = Injector::new(Recorder::default());
-        assert!(injector.feed(&frame(MmiDevice::Touch, &[(ABS, 0x39, 7), (ABS, 0x2f, 99)])).is_err());
-        assert!(injector.feed(&frame(MmiDevice::Pointer, &[(2, 0, 5)])).is_err());
+        assert!(
+            injector
+                .feed(&frame(MmiDevice::Touch, &[(ABS, 0x39, 7), (ABS, 0x2f, 99)]))
+                .is_err()
+        );
+        assert!(
+            injector
+                .feed(&frame(MmiDevice::Pointer, &[(2, 0, 5)]))
+                .is_err()
+        );
         assert_eq!(injector.sink.0, []);
         injector.release().unwrap();
         assert_eq!(injector.sink.0, []);

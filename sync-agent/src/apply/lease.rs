@@ -34,9 +34,15 @@ pub(crate) enum LeaseError {
 }
 
 impl Lease {
-    pub(crate) fn command(&mut self, command: wire::Lease, now: Instant) -> Result<LeaseChange, LeaseError> {
+    pub(crate) fn command(
+        &mut self,
+        command: wire::Lease,
+        now: Instant,
+    ) -> Result<LeaseChange, LeaseError> {
         if !command.on {
-            return Ok(self.held.take().map_or(LeaseChange::None, |(operator, _)| LeaseChange::Ended(operator)));
+            return Ok(self.held.take().map_or(LeaseChange::None, |(operator, _)| {
+                LeaseChange::Ended(operator)
+            }));
         }
         if !(1..=LEASE_DURATION_MS_MAX).contains(&command.duration_ms) {
             return Err(LeaseError::Duration(command.duration_ms));
@@ -45,8 +51,15 @@ impl Lease {
             return Err(LeaseError::Operator(command.operator.len()));
         }
         let until = now + Duration::from_millis(command.duration_ms.into());
-        let was_on = self.held.replace((command.operator.clone(), until)).is_some();
-        Ok(if was_on { LeaseChange::Renewed(command.operator) } else { LeaseChange::Began(command.operator) })
+        let was_on = self
+            .held
+            .replace((command.operator.clone(), until))
+            .is_some();
+        Ok(if was_on {
+            LeaseChange::Renewed(command.operator)
+        } else {
+            LeaseChange::Began(command.operator)
+        })
     }
 
     pub(crate) fn is_on(&self, now: Instant) -> bool {
@@ -73,7 +86,8 @@ pub(crate) fn announce(path: &Path, operator: Option<(&str, i64)>) -> io::Result
             if let Some(directory) = path.parent() {
                 std::fs::create_dir_all(directory)?;
             }
-            let text = serde_json::json!({ "operator": operator, "until_ms": until_ms }).to_string();
+            let text =
+                serde_json::json!({ "operator": operator, "until_ms": until_ms }).to_string();
             let unfinished = path.with_extension("new");
             std::fs::write(&unfinished, text)?;
             std::fs::rename(&unfinished, path)
@@ -90,7 +104,11 @@ mod tests {
     use super::*;
 
     fn on(duration_ms: u32) -> wire::Lease {
-        wire::Lease { on: true, operator: "ada".into(), duration_ms }
+        wire::Lease {
+            on: true,
+            operator: "ada".into(),
+            duration_ms,
+        }
     }
 
     #[test]
@@ -98,12 +116,21 @@ mod tests {
         let start = Instant::now();
         let later = |ms| start + Duration::from_millis(ms);
         let mut lease = Lease::default();
-        assert_eq!(lease.command(on(100), start), Ok(LeaseChange::Began("ada".into())));
+        assert_eq!(
+            lease.command(on(100), start),
+            Ok(LeaseChange::Began("ada".into()))
+        );
         assert!(lease.is_on(later(99)) && !lease.is_on(later(100)));
-        assert_eq!(lease.command(on(100), later(50)), Ok(LeaseChange::Renewed("ada".into())));
+        assert_eq!(
+            lease.command(on(100), later(50)),
+            Ok(LeaseChange::Renewed("ada".into()))
+        );
         assert_eq!(lease.expire(later(149)), LeaseChange::None);
         assert_eq!(lease.expire(later(150)), LeaseChange::Ended("ada".into()));
-        assert_eq!(lease.command(wire::Lease::default(), later(151)), Ok(LeaseChange::None));
+        assert_eq!(
+            lease.command(wire::Lease::default(), later(151)),
+            Ok(LeaseChange::None)
+        );
         assert_eq!(lease.command(on(0), start), Err(LeaseError::Duration(0)));
     }
 
@@ -113,8 +140,12 @@ mod tests {
         let path = directory.path().join("pollux/lease");
         announce(&path, None).unwrap();
         announce(&path, Some(("a \"b\"", 7))).unwrap();
-        let told: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        assert_eq!(told, serde_json::json!({ "operator": "a \"b\"", "until_ms": 7 }));
+        let told: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(
+            told,
+            serde_json::json!({ "operator": "a \"b\"", "until_ms": 7 })
+        );
         announce(&path, None).unwrap();
         assert!(!path.exists());
     }

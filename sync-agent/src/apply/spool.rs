@@ -21,8 +21,17 @@ pub(crate) struct Spool {
 impl Spool {
     pub(crate) fn new(directory: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(directory)?;
-        Ok(Self { file, length: 0, chunks: HashMap::new() })
+        let file = options
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .custom_flags(libc::O_TMPFILE)
+            .open(directory)?;
+        Ok(Self {
+            file,
+            length: 0,
+            chunks: HashMap::new(),
+        })
     }
 
     pub(crate) fn put(&mut self, hash: Hash, bytes: &[u8]) -> io::Result<()> {

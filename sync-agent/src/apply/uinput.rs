@@ -24,11 +24,18 @@ impl Uinput {
             .with_keys(&keys)?
             .build()?;
         let axis = |code, max: u32| {
-            UinputAbsSetup::new(code, AbsInfo::new(0, 0, i32::try_from(max).unwrap_or(i32::MAX), 0, 0, 0))
+            UinputAbsSetup::new(
+                code,
+                AbsInfo::new(0, 0, i32::try_from(max).unwrap_or(i32::MAX), 0, 0, 0),
+            )
         };
         let touch = VirtualDevice::builder()?
             .name(&format!("{REMOTE_PREFIX} Touch"))
-            .with_keys(&[KeyCode::BTN_TOUCH].into_iter().collect::<AttributeSet<_>>())?
+            .with_keys(
+                &[KeyCode::BTN_TOUCH]
+                    .into_iter()
+                    .collect::<AttributeSet<_>>(),
+            )?
             .with_properties(&[PropType::DIRECT].into_iter().collect::<AttributeSet<_>>())?
             .with_absolute_axis(&axis(Abs::ABS_X, panel.0))?
             .with_absolute_axis(&axis(Abs::ABS_Y, panel.1))?
@@ -37,7 +44,11 @@ impl Uinput {
             .with_absolute_axis(&axis(Abs::ABS_MT_POSITION_X, panel.0))?
             .with_absolute_axis(&axis(Abs::ABS_MT_POSITION_Y, panel.1))?
             .build()?;
-        Ok(Self { keyboard, touch, panel })
+        Ok(Self {
+            keyboard,
+            touch,
+            panel,
+        })
     }
 }
 
@@ -51,10 +62,17 @@ impl InputSink for Uinput {
             RemoteDevice::Keyboard => &mut self.keyboard,
             RemoteDevice::Touch => &mut self.touch,
         };
-        let number = |value| u16::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+        let number =
+            |value| u16::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
         let events = events
             .iter()
-            .map(|event| Ok(evdev::InputEvent::new(number(event.r#type)?, number(event.code)?, event.value)))
+            .map(|event| {
+                Ok(evdev::InputEvent::new(
+                    number(event.r#type)?,
+                    number(event.code)?,
+                    event.value,
+                ))
+            })
             .collect::<io::Result<Vec<_>>>()?;
         device.emit(&events)
     }

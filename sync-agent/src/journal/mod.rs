@@ -13,6 +13,8 @@
 
 mod owner;
 mod schema;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +24,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 use sync_protocol::chunking;
 use sync_protocol::event::{Event, FileChange, FileOp, Kind, Origin};
 use sync_protocol::hash::Hash;
-use sync_protocol::limits::{RESULTS_REMEMBERED, BATCH_EVENTS_MAX};
+use sync_protocol::limits::{BATCH_EVENTS_MAX, RESULTS_REMEMBERED};
 use sync_protocol::path::PhonePath;
 use sync_protocol::wire;
 
@@ -43,7 +45,10 @@ pub struct Limits {
 impl Limits {
     /// Files may take four fifths: the rest holds about a million input frames at the default size.
     pub fn new(bytes: u64) -> Self {
-        Self { bytes, files_bytes: bytes / 5 * 4 }
+        Self {
+            bytes,
+            files_bytes: bytes / 5 * 4,
+        }
     }
 }
 
@@ -107,7 +112,10 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// Opens the journal in `directory`, or begins one.
-    pub(crate) fn open(directory: &Path, limits: Limits) -> Result<(Self, Origination), JournalError> {
+    pub(crate) fn open(
+        directory: &Path,
+        limits: Limits,
+    ) -> Result<(Self, Origination), JournalError> {
         let path = directory.join("journal.db");
         let existed = path.exists();
         match Self::open_sound(&path, limits) {
@@ -115,7 +123,10 @@ impl Journal {
             Ok(journal) => Ok((journal, Origination::Fresh)),
             Err(JournalError::Damaged(why)) => {
                 put_aside(&path)?;
-                Ok((Self::open_sound(&path, limits)?, Origination::Replaced(why.to_string())))
+                Ok((
+                    Self::open_sound(&path, limits)?,
+                    Origination::Replaced(why.to_string()),
+                ))
             }
             Err(error) => Err(error),
         }
@@ -133,11 +144,18 @@ impl Journal {
             }
         };
         let next_seq = meta_number(&db, "next_seq")?.unwrap_or(1);
-        let oldest: Option<i64> = db.query_row("SELECT min(seq) FROM event", [], |row| row.get(0))?;
+        let oldest: Option<i64> =
+            db.query_row("SELECT min(seq) FROM event", [], |row| row.get(0))?;
         let first_unacked = oldest.map_or(next_seq, as_u64);
         // Chunks staged for events that were never appended.
         schema::drop_staged(&db)?;
-        Ok(Self { db, id, limits, first_unacked, next_seq })
+        Ok(Self {
+            db,
+            id,
+            limits,
+            first_unacked,
+            next_seq,
+        })
     }
 
     /// Identifies this journal's numbering.
@@ -157,7 +175,11 @@ impl Journal {
 
     /// Bytes of the database that are in use.
     pub(crate) fn used_bytes(&self) -> Result<u64, JournalError> {
-        let pragma = |name: &str| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map(as_u64);
+        let pragma = |name: &str| {
+            self.db
+                .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+                .map(as_u64)
+        };
         Ok((pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?)
     }
 
@@ -172,7 +194,8 @@ impl Journal {
 
     /// Appends events durably and returns the seq of the last. All or none.
     pub(crate) fn append(&mut self, drafts: Vec<Draft>) -> Result<u64, JournalError> {
-        self.append_all(drafts, &[], &[], Staged::Keep).inspect_err(|_| self.make_room())
+        self.append_all(drafts, &[], &[], Staged::Keep)
+            .inspect_err(|_| self.make_room())
     }
 
     /// Appends events together with the chunks they name, as far as these were not [staged](Self::stage) before, and with
@@ -183,7 +206,8 @@ impl Journal {
         chunks: &[(Hash, Vec<u8>)],
         changes: &[KnownChange],
     ) -> Result<u64, JournalError> {
-        self.append_all(drafts, chunks, changes, Staged::Drop).inspect_err(|_| self.make_room())
+        self.append_all(drafts, chunks, changes, Staged::Drop)
+            .inspect_err(|_| self.make_room())
     }
 
     fn append_all(
@@ -219,7 +243,11 @@ impl Journal {
 
     /// After a failure: the write-ahead log may hold what was rolled back, and the disk be full of it.
     fn make_room(&self) {
-        let checkpoint = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        let checkpoint = self
+            .db
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+                row.get::<_, i64>(0)
+            });
         if !matches!(checkpoint, Ok(0)) {
             tracing::debug!(?checkpoint, "the write-ahead log cannot be emptied");
         }
@@ -246,10 +274,17 @@ impl Journal {
     }
 
     /// The result of a command that was carried out before.
-    pub(crate) fn result(&self, command_id: u64) -> Result<Option<wire::CommandResult>, JournalError> {
+    pub(crate) fn result(
+        &self,
+        command_id: u64,
+    ) -> Result<Option<wire::CommandResult>, JournalError> {
         let body: Option<Vec<u8>> = self
             .db
-            .query_row("SELECT body FROM result WHERE command_id = ?", [as_i64(command_id)], |row| row.get(0))
+            .query_row(
+                "SELECT body FROM result WHERE command_id = ?",
+                [as_i64(command_id)],
+                |row| row.get(0),
+            )
             .optional()?;
         Ok(body.and_then(|body| wire::CommandResult::decode(body.as_slice()).ok()))
     }
@@ -262,8 +297,10 @@ impl Journal {
         }
         let transaction = self.db.transaction()?;
         {
-            let mut unuse = transaction.prepare_cached("UPDATE chunk SET uses = uses - 1 WHERE hash = ?")?;
-            let mut files = transaction.prepare_cached("SELECT body FROM event WHERE seq <= ? AND is_file")?;
+            let mut unuse =
+                transaction.prepare_cached("UPDATE chunk SET uses = uses - 1 WHERE hash = ?")?;
+            let mut files =
+                transaction.prepare_cached("SELECT body FROM event WHERE seq <= ? AND is_file")?;
             let mut rows = files.query([as_i64(seq)])?;
             while let Some(row) = rows.next()? {
                 for hash in chunk_hashes(&row.get::<_, Vec<u8>>(0)?) {
@@ -293,8 +330,14 @@ impl Journal {
     }
 
     /// Events after `seq`, in order: as many as fit in `bytes`, but at least one if there is any.
-    pub(crate) fn events_after(&self, seq: u64, bytes: usize) -> Result<Vec<wire::Event>, JournalError> {
-        let mut select = self.db.prepare_cached("SELECT body FROM event WHERE seq > ? ORDER BY seq LIMIT ?")?;
+    pub(crate) fn events_after(
+        &self,
+        seq: u64,
+        bytes: usize,
+    ) -> Result<Vec<wire::Event>, JournalError> {
+        let mut select = self
+            .db
+            .prepare_cached("SELECT body FROM event WHERE seq > ? ORDER BY seq LIMIT ?")?;
         let mut rows = select.query(params![as_i64(seq), BATCH_EVENTS_MAX as i64])?;
         let mut events = Vec::new();
         let mut total = 0;
@@ -318,10 +361,17 @@ impl Journal {
 
     /// A chunk that an unacknowledged event names, packed for the wire.
     pub(crate) fn chunk(&self, hash: Hash) -> Result<wire::ChunkData, JournalError> {
-        let mut select = self.db.prepare_cached("SELECT zstd FROM chunk WHERE hash = ?")?;
-        let zstd = select.query_row([hash.as_bytes()], |row| row.get(0)).optional()?;
+        let mut select = self
+            .db
+            .prepare_cached("SELECT zstd FROM chunk WHERE hash = ?")?;
+        let zstd = select
+            .query_row([hash.as_bytes()], |row| row.get(0))
+            .optional()?;
         let zstd = zstd.ok_or(JournalError::NoSuchChunk(hash))?;
-        Ok(wire::ChunkData { hash: hash.to_vec(), zstd })
+        Ok(wire::ChunkData {
+            hash: hash.to_vec(),
+            zstd,
+        })
     }
 
     /// The tree as the events so far describe it.
@@ -330,7 +380,10 @@ impl Journal {
         let mut rows = select.query([])?;
         let mut tree = KnownTree::default();
         while let Some(row) = rows.next()? {
-            if let (Ok(path), Some(known)) = (PhonePath::new(row.get::<_, Vec<u8>>(0)?), schema::read_known(row)?) {
+            if let (Ok(path), Some(known)) = (
+                PhonePath::new(row.get::<_, Vec<u8>>(0)?),
+                schema::read_known(row)?,
+            ) {
                 tree.insert(path, known);
             }
         }
@@ -347,7 +400,10 @@ impl Journal {
     }
 }
 
-fn insert_chunks(transaction: &Transaction<'_>, chunks: &[(Hash, Vec<u8>)]) -> Result<(), JournalError> {
+fn insert_chunks(
+    transaction: &Transaction<'_>,
+    chunks: &[(Hash, Vec<u8>)],
+) -> Result<(), JournalError> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO chunk (hash, zstd, uses, staged) VALUES (?, ?, 0, 1) ON CONFLICT (hash) DO UPDATE SET staged = 1",
     )?;
@@ -360,16 +416,29 @@ fn insert_chunks(transaction: &Transaction<'_>, chunks: &[(Hash, Vec<u8>)]) -> R
 fn append_one(transaction: &Transaction<'_>, seq: u64, draft: Draft) -> Result<(), JournalError> {
     let Stamp { wall_us, mono_us } = draft.stamp;
     let is_file = matches!(draft.kind, Kind::File(_));
-    if let Kind::File(FileChange { op: FileOp::Put(node), .. }) = &draft.kind {
-        let mut add_use = transaction.prepare_cached("UPDATE chunk SET uses = uses + 1 WHERE hash = ?")?;
+    if let Kind::File(FileChange {
+        op: FileOp::Put(node),
+        ..
+    }) = &draft.kind
+    {
+        let mut add_use =
+            transaction.prepare_cached("UPDATE chunk SET uses = uses + 1 WHERE hash = ?")?;
         for chunk in node.chunks() {
             if add_use.execute([chunk.hash.as_bytes()])? != 1 {
                 return Err(JournalError::NoSuchChunk(chunk.hash));
             }
         }
     }
-    let body = Event { seq, wall_us, mono_us, origin: Origin::Phone, kind: draft.kind }.encode();
-    let mut insert = transaction.prepare_cached("INSERT INTO event (seq, is_file, body) VALUES (?, ?, ?)")?;
+    let body = Event {
+        seq,
+        wall_us,
+        mono_us,
+        origin: Origin::Phone,
+        kind: draft.kind,
+    }
+    .encode();
+    let mut insert =
+        transaction.prepare_cached("INSERT INTO event (seq, is_file, body) VALUES (?, ?, ?)")?;
     insert.execute(params![as_i64(seq), is_file, body])?;
     Ok(())
 }
@@ -388,29 +457,44 @@ fn apply_known(transaction: &Transaction<'_>, changes: &[KnownChange]) -> Result
 fn chunk_hashes(body: &[u8]) -> Vec<Hash> {
     let event = wire::Event::decode(body).unwrap_or_default();
     match event.kind {
-        Some(wire::event::Kind::File(wire::FileChange { op: Some(wire::file_change::Op::Put(put)), .. })) => {
-            put.chunks.iter().filter_map(|chunk| Hash::try_from(chunk.hash.as_slice()).ok()).collect()
-        }
+        Some(wire::event::Kind::File(wire::FileChange {
+            op: Some(wire::file_change::Op::Put(put)),
+            ..
+        })) => put
+            .chunks
+            .iter()
+            .filter_map(|chunk| Hash::try_from(chunk.hash.as_slice()).ok())
+            .collect(),
         _ => Vec::new(),
     }
 }
 
 fn meta(db: &Connection, key: &str) -> Result<Option<Vec<u8>>, JournalError> {
-    Ok(db.query_row("SELECT value FROM meta WHERE key = ?", [key], |row| row.get(0)).optional()?)
+    Ok(db
+        .query_row("SELECT value FROM meta WHERE key = ?", [key], |row| {
+            row.get(0)
+        })
+        .optional()?)
 }
 
 fn meta_number(db: &Connection, key: &str) -> Result<Option<u64>, JournalError> {
     let value = meta(db, key)?;
-    Ok(value.and_then(|value| value.try_into().ok()).map(u64::from_le_bytes))
+    Ok(value
+        .and_then(|value| value.try_into().ok())
+        .map(u64::from_le_bytes))
 }
 
 fn set_meta(db: &Connection, key: &str, value: &[u8]) -> Result<(), JournalError> {
-    db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)")?.execute(params![key, value])?;
+    db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)")?
+        .execute(params![key, value])?;
     Ok(())
 }
 
 fn put_aside(path: &Path) -> Result<(), JournalError> {
-    let failed = |source| JournalError::PutAside { path: path.to_owned(), source };
+    let failed = |source| JournalError::PutAside {
+        path: path.to_owned(),
+        source,
+    };
     // One damaged journal is kept for whoever wants to look, not all of them.
     std::fs::rename(path, path.with_extension("damaged")).map_err(failed)?;
     for suffix in ["db-wal", "db-shm"] {
@@ -429,138 +513,4 @@ fn as_i64(number: u64) -> i64 {
 
 fn as_u64(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use sync_protocol::event::{Content, Control, ControlKind, Node};
-    use sync_protocol::tree::{Entry, FileKind};
-
-    use super::*;
-    use crate::clock;
-
-    fn open(directory: &Path) -> Journal {
-        Journal::open(directory, Limits::new(64 * 1024 * 1024)).unwrap().0
-    }
-
-    fn control(text: &str) -> Draft {
-        let control = Control { kind: ControlKind::Started, text: text.into(), path: None, count: 0 };
-        Draft { stamp: clock::now(), kind: Kind::Control(control) }
-    }
-
-    fn file(path: &PhonePath, contents: &[u8]) -> (Draft, Vec<(Hash, Vec<u8>)>) {
-        let pieces: Vec<_> = chunking::cut(contents).collect();
-        let chunks = pieces.iter().map(|(chunk, _)| *chunk).collect();
-        let content = Content::Regular { size: contents.len() as u64, chunks };
-        let op = FileOp::Put(Node { mode: 0, uid: 0, gid: 0, mtime_ns: 0, content });
-        let kind = Kind::File(FileChange { path: path.clone(), op });
-        let bytes = pieces.iter().map(|(chunk, bytes)| (chunk.hash, bytes.to_vec())).collect();
-        (Draft { stamp: clock::now(), kind }, bytes)
-    }
-
-    #[test]
-    fn seqs_go_on_after_everything_was_acknowledged_and_reopened() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut journal = open(directory.path());
-        assert_eq!((journal.first_unacked(), journal.last_seq()), (1, 0));
-        assert_eq!(journal.append(vec![control("a"), control("b")]).unwrap(), 2);
-        journal.ack(2).unwrap();
-        journal.ack(1).unwrap();
-        let id = journal.id().to_vec();
-        drop(journal);
-        let mut journal = open(directory.path());
-        assert_eq!((journal.first_unacked(), journal.last_seq(), journal.id()), (3, 2, id.as_slice()));
-        assert_eq!(journal.append(vec![control("c")]).unwrap(), 3);
-        let seqs: Vec<u64> = journal.events_after(0, 1).unwrap().iter().map(|event| event.seq).collect();
-        assert_eq!(seqs, [3]);
-    }
-
-    #[test]
-    fn chunks_live_as_long_as_an_event_names_them() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut journal = open(directory.path());
-        let path = PhonePath::new("/f").unwrap();
-        let (put, chunks) = file(&path, b"shared");
-        let hash = chunks[0].0;
-        journal.append_files(vec![put.clone()], &chunks, &[]).unwrap();
-        journal.append_files(vec![put], &chunks, &[]).unwrap();
-        journal.ack(1).unwrap();
-        assert_eq!(chunking::unpack(&journal.chunk(hash).unwrap()).unwrap().1, b"shared");
-        journal.ack(2).unwrap();
-        assert!(matches!(journal.chunk(hash), Err(JournalError::NoSuchChunk(_))));
-    }
-
-    /// An acknowledgement between staging a large file's chunks and appending its event took them away.
-    #[test]
-    fn staged_chunks_survive_acknowledgements_and_other_appends() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut journal = open(directory.path());
-        let (put, chunks) = file(&PhonePath::new("/f").unwrap(), b"contents");
-        let hash = chunks[0].0;
-        journal.append_files(vec![put.clone()], &chunks, &[]).unwrap();
-        journal.stage(&chunks).unwrap();
-        journal.ack(1).unwrap();
-        journal.append(vec![control("in between")]).unwrap();
-        journal.append_files(vec![put], &[], &[]).unwrap();
-        journal.ack(2).unwrap();
-        assert!(journal.chunk(hash).is_ok());
-
-        // What was staged for nothing goes with the next append of files.
-        let (_, unused) = file(&PhonePath::new("/g").unwrap(), b"never appended");
-        journal.stage(&unused).unwrap();
-        journal.append_files(vec![control("x")], &[], &[]).unwrap();
-        assert!(journal.chunk(unused[0].0).is_err());
-    }
-
-    #[test]
-    fn the_known_tree_moves_and_forgets_whole_subtrees_of_any_bytes() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut journal = open(directory.path());
-        let path = |bytes: &[u8]| PhonePath::new(bytes).unwrap();
-        let entry = Entry { kind: FileKind::Regular, mode: 0, uid: 0, gid: 0, size: 0, content: Hash([1; 32]) };
-        let known = Known { entry, mtime_ns: -1, ctime_ns: i64::MIN, inode: u64::MAX };
-        let paths: [&[u8]; 5] = [b"/r/\xff\n", b"/r/\xff\n/\xfe", b"/r/\xff\n-", b"/r/b", b"/r/b/gone"];
-        let set: Vec<KnownChange> = paths.iter().map(|bytes| KnownChange::Set(path(bytes), known)).collect();
-        journal.append_files(Vec::new(), &[], &set).unwrap();
-        let steps = [KnownChange::Move(path(b"/r/\xff\n"), path(b"/r/b")), KnownChange::Forget(path(b"/r/\xff\n-"))];
-        journal.append_files(Vec::new(), &[], &steps).unwrap();
-        drop(journal);
-        let tree = open(directory.path()).known_tree().unwrap();
-        let left: Vec<_> = tree.subtree(&PhonePath::root()).map(|(path, known)| (path.clone(), *known)).collect();
-        assert_eq!(left, [(path(b"/r/b"), known), (path(b"/r/b/\xfe"), known)]);
-    }
-
-    #[test]
-    fn results_are_remembered_up_to_a_number() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut journal = open(directory.path());
-        let result = |command_id| wire::CommandResult { command_id, text: "done".into(), ..Default::default() };
-        journal.record_result(&[], &result(1)).unwrap();
-        assert_eq!(journal.result(1).unwrap(), Some(result(1)));
-        journal.record_result(&[], &result(1 + RESULTS_REMEMBERED as u64)).unwrap();
-        assert_eq!(journal.result(1).unwrap(), None);
-    }
-
-    #[test]
-    fn a_full_journal_refuses_and_goes_on_when_there_is_room() {
-        let directory = tempfile::tempdir().unwrap();
-        let limits = Limits::new(1024 * 1024);
-        let (mut journal, _) = Journal::open(directory.path(), limits).unwrap();
-        let mut noise = vec![0; 300_000];
-        let mut last = 0;
-        let full = loop {
-            noise.fill_with(rand::random);
-            let (put, chunks) = file(&PhonePath::new("/f").unwrap(), &noise);
-            match journal.append_files(vec![put], &chunks, &[]) {
-                Ok(seq) => last = seq,
-                Err(error) => break error,
-            }
-        };
-        assert!(matches!(full, JournalError::Full), "{full}");
-        assert_eq!(journal.last_seq(), last);
-        assert!(!journal.has_room_for_files().unwrap());
-        journal.ack(last).unwrap();
-        assert!(journal.has_room_for_files().unwrap());
-        assert_eq!(journal.append(vec![control("again")]).unwrap(), last + 1);
-    }
 }

@@ -35,7 +35,10 @@ impl JournalThread {
                 });
             }
         };
-        let thread = thread::Builder::new().name("journal".into()).spawn(body).expect("a thread can be started");
+        let thread = thread::Builder::new()
+            .name("journal".into())
+            .spawn(body)
+            .expect("a thread can be started");
         (JournalHandle { turns, last_seq }, Self { thread })
     }
 

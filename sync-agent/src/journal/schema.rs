@@ -35,13 +35,23 @@ pub(super) fn prepare(db: &Connection, bytes_max: u64) -> Result<(), JournalErro
     db.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     db.pragma_update(None, "synchronous", "FULL")?;
     // A journal that grew under a larger limit must stay usable: SQLite raises the number to what is there.
-    db.pragma_update_and_check(None, "max_page_count", as_i64(bytes_max / PAGE_BYTES), |_| Ok(()))?;
+    db.pragma_update_and_check(
+        None,
+        "max_page_count",
+        as_i64(bytes_max / PAGE_BYTES),
+        |_| Ok(()),
+    )?;
     // The write-ahead log shrinks again after a large transaction.
-    db.pragma_update_and_check(None, "journal_size_limit", as_i64(LOG_BYTES_KEPT), |_| Ok(()))?;
+    db.pragma_update_and_check(None, "journal_size_limit", as_i64(LOG_BYTES_KEPT), |_| {
+        Ok(())
+    })?;
     let soundness: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if soundness != "ok" {
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-        return Err(JournalError::Damaged(rusqlite::Error::SqliteFailure(code, Some(soundness))));
+        return Err(JournalError::Damaged(rusqlite::Error::SqliteFailure(
+            code,
+            Some(soundness),
+        )));
     }
     db.execute_batch(TABLES)?;
     Ok(())
@@ -60,19 +70,33 @@ pub(super) fn give_back(db: &Connection) -> Result<(), JournalError> {
 
 /// Drops chunks that no event names, except those staged for one that is still to come.
 pub(super) fn drop_unused(db: &Connection) -> Result<(), JournalError> {
-    db.prepare_cached("DELETE FROM chunk WHERE uses <= 0 AND staged = 0")?.execute([])?;
+    db.prepare_cached("DELETE FROM chunk WHERE uses <= 0 AND staged = 0")?
+        .execute([])?;
     Ok(())
 }
 
 /// Ends the staging: what no event names by now goes.
 pub(super) fn drop_staged(db: &Connection) -> Result<(), JournalError> {
-    db.prepare_cached("UPDATE chunk SET staged = 0 WHERE staged = 1")?.execute([])?;
+    db.prepare_cached("UPDATE chunk SET staged = 0 WHERE staged = 1")?
+        .execute([])?;
     drop_unused(db)
 }
 
-pub(super) fn write_known(db: &Transaction<'_>, path: &PhonePath, known: &Known) -> Result<(), JournalError> {
-    let Entry { kind, mode, uid, gid, size, content } = known.entry;
-    let mut insert = db.prepare_cached("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?;
+pub(super) fn write_known(
+    db: &Transaction<'_>,
+    path: &PhonePath,
+    known: &Known,
+) -> Result<(), JournalError> {
+    let Entry {
+        kind,
+        mode,
+        uid,
+        gid,
+        size,
+        content,
+    } = known.entry;
+    let mut insert =
+        db.prepare_cached("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?;
     insert.execute(params![
         path.as_bytes(),
         kind as u8,
@@ -95,22 +119,41 @@ pub(super) fn read_known(row: &Row<'_>) -> Result<Option<Known>, JournalError> {
         3 => FileKind::Symlink,
         _ => return Ok(None),
     };
-    let Ok(content) = Hash::try_from(row.get::<_, Vec<u8>>(6)?.as_slice()) else { return Ok(None) };
+    let Ok(content) = Hash::try_from(row.get::<_, Vec<u8>>(6)?.as_slice()) else {
+        return Ok(None);
+    };
     let size = as_u64(row.get(5)?);
-    let entry = Entry { kind, mode: row.get(2)?, uid: row.get(3)?, gid: row.get(4)?, size, content };
+    let entry = Entry {
+        kind,
+        mode: row.get(2)?,
+        uid: row.get(3)?,
+        gid: row.get(4)?,
+        size,
+        content,
+    };
     let inode = row.get::<_, i64>(9)?.cast_unsigned();
-    Ok(Some(Known { entry, mtime_ns: row.get(7)?, ctime_ns: row.get(8)?, inode }))
+    Ok(Some(Known {
+        entry,
+        mtime_ns: row.get(7)?,
+        ctime_ns: row.get(8)?,
+        inode,
+    }))
 }
 
 /// Forgets a path and everything beneath it: all that starts with the path and a slash, which sorts just below `0`.
 pub(super) fn forget_known(db: &Transaction<'_>, path: &PhonePath) -> Result<(), JournalError> {
     let (from, to) = beneath(path);
-    let mut delete = db.prepare_cached("DELETE FROM known WHERE path = ?1 OR (path >= ?2 AND path < ?3)")?;
+    let mut delete =
+        db.prepare_cached("DELETE FROM known WHERE path = ?1 OR (path >= ?2 AND path < ?3)")?;
     delete.execute(params![path.as_bytes(), from, to])?;
     Ok(())
 }
 
-pub(super) fn move_known(db: &Transaction<'_>, from: &PhonePath, to: &PhonePath) -> Result<(), JournalError> {
+pub(super) fn move_known(
+    db: &Transaction<'_>,
+    from: &PhonePath,
+    to: &PhonePath,
+) -> Result<(), JournalError> {
     forget_known(db, to)?;
     let (first, end) = beneath(from);
     let mut rename = db.prepare_cached(
@@ -122,6 +165,9 @@ pub(super) fn move_known(db: &Transaction<'_>, from: &PhonePath, to: &PhonePath)
 }
 
 fn beneath(path: &PhonePath) -> (Vec<u8>, Vec<u8>) {
-    let stem = path.as_bytes().strip_suffix(b"/").unwrap_or(path.as_bytes());
+    let stem = path
+        .as_bytes()
+        .strip_suffix(b"/")
+        .unwrap_or(path.as_bytes());
     ([stem, b"/"].concat(), [stem, b"0"].concat())
 }

@@ -13,7 +13,9 @@ pub(super) struct Backoff {
 impl Backoff {
     /// The next wait: between half and all of a span that doubles up to a minute.
     pub(super) fn next(&mut self) -> Duration {
-        let span = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        let span = FIRST
+            .saturating_mul(1 << self.failures.min(10))
+            .min(LONGEST);
         self.failures += 1;
         span.mul_f64(rand::random_range(0.5..=1.0))
     }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use sync_protocol::chunking::{self, ChunkError};
 use sync_protocol::event::{EventError, FileChange, FileOp, Frame};
 use sync_protocol::hash::Hash;
-use sync_protocol::limits::{APPLY_CHANGES_MAX, INPUT_FRAMES_MAX, LIST_ENTRIES_MAX, TEXT_BYTES_MAX};
+use sync_protocol::limits::{
+    APPLY_CHANGES_MAX, INPUT_FRAMES_MAX, LIST_ENTRIES_MAX, TEXT_BYTES_MAX,
+};
 use sync_protocol::path::{PathError, PhonePath};
 use sync_protocol::wire::command::Command as Kind;
 use sync_protocol::wire::phone_message::Message as FromPhone;
@@ -47,7 +49,11 @@ enum Refusal {
     #[error("the command is empty or unknown")]
     Unknown,
     #[error("{what}: {count}, more than {max}")]
-    TooMuch { what: &'static str, count: usize, max: usize },
+    TooMuch {
+        what: &'static str,
+        count: usize,
+        max: usize,
+    },
     #[error("a change has no base")]
     NoBase,
     #[error(transparent)]
@@ -69,16 +75,33 @@ pub(super) async fn run(
     orders: mpsc::Receiver<Order>,
     outbound: &Outbound,
 ) -> Result<Infallible, LinkError> {
-    let mut executor = Executor { config, ends, session, orders, outbound, waiting: VecDeque::new(), spool: None };
+    let mut executor = Executor {
+        config,
+        ends,
+        session,
+        orders,
+        outbound,
+        waiting: VecDeque::new(),
+        spool: None,
+    };
     loop {
         let command = executor.next_command().await?;
         let id = command.id;
-        let answer = executor.carry_out(command).await?.unwrap_or_else(|refusal| {
-            let mut result = CommandResult { command_id: id, text: refusal.to_string(), ..Default::default() };
-            result.text.truncate(result.text.floor_char_boundary(TEXT_BYTES_MAX));
-            result.set_status(CommandStatus::Refused);
-            FromPhone::Result(result)
-        });
+        let answer = executor
+            .carry_out(command)
+            .await?
+            .unwrap_or_else(|refusal| {
+                let mut result = CommandResult {
+                    command_id: id,
+                    text: refusal.to_string(),
+                    ..Default::default()
+                };
+                result
+                    .text
+                    .truncate(result.text.floor_char_boundary(TEXT_BYTES_MAX));
+                result.set_status(CommandStatus::Refused);
+                FromPhone::Result(result)
+            });
         send(outbound, answer).await?;
     }
 }
@@ -109,11 +132,19 @@ impl Executor<'_> {
     }
 
     /// Refusals are answered; errors end the stream.
-    async fn carry_out(&mut self, command: Command) -> Result<Result<FromPhone, Refusal>, LinkError> {
+    async fn carry_out(
+        &mut self,
+        command: Command,
+    ) -> Result<Result<FromPhone, Refusal>, LinkError> {
         let id = command.id;
-        let mut result = CommandResult { command_id: id, ..Default::default() };
+        let mut result = CommandResult {
+            command_id: id,
+            ..Default::default()
+        };
         result.set_status(CommandStatus::Done);
-        let Some(kind) = command.command else { return Ok(Err(Refusal::Unknown)) };
+        let Some(kind) = command.command else {
+            return Ok(Err(Refusal::Unknown));
+        };
         match kind {
             Kind::Input(input) => {
                 let frames = match self.check_input(id, input) {
@@ -134,9 +165,13 @@ impl Executor<'_> {
                     Ok(changes) => changes,
                     Err(refusal) => return Ok(Err(refusal)),
                 };
-                return Ok(Ok(FromPhone::Result(self.apply(id, changes, &apply.chunks).await?)));
+                return Ok(Ok(FromPhone::Result(
+                    self.apply(id, changes, &apply.chunks).await?,
+                )));
             }
-            Kind::Root(wire::RootRequest {}) => return Ok(Ok(FromPhone::Root(self.root(id).await?))),
+            Kind::Root(wire::RootRequest {}) => {
+                return Ok(Ok(FromPhone::Root(self.root(id).await?)));
+            }
             Kind::List(request) => match PhonePath::new(request.path) {
                 Ok(path) => self.list(&mut result, path, &request.after).await?,
                 Err(error) => return Ok(Err(error.into())),
@@ -160,11 +195,20 @@ impl Executor<'_> {
         }
         self.session.last_input = id;
         check_count("frames", input.frames.len(), INPUT_FRAMES_MAX)?;
-        Ok(input.frames.into_iter().map(Frame::try_from).collect::<Result<_, _>>()?)
+        Ok(input
+            .frames
+            .into_iter()
+            .map(Frame::try_from)
+            .collect::<Result<_, _>>()?)
     }
 
     async fn root(&self, command_id: u64) -> Result<wire::HaveRoot, LinkError> {
-        let answer = self.ends.files.ask(Request::Root).await.ok_or(LinkError::Ended)?;
+        let answer = self
+            .ends
+            .files
+            .ask(Request::Root)
+            .await
+            .ok_or(LinkError::Ended)?;
         let version = self.ends.journal.ask(super::stream::rules_version).await?;
         let bytes = |paths: &[PhonePath]| paths.iter().map(PhonePath::to_vec).collect();
         Ok(wire::HaveRoot {
@@ -177,9 +221,21 @@ impl Executor<'_> {
         })
     }
 
-    async fn list(&self, result: &mut CommandResult, path: PhonePath, after: &[u8]) -> Result<(), LinkError> {
-        let entries = self.ends.files.ask(|reply| Request::List(path, reply)).await.ok_or(LinkError::Ended)?;
-        let mut entries = entries.into_iter().filter(|(name, _)| name.as_slice() > after);
+    async fn list(
+        &self,
+        result: &mut CommandResult,
+        path: PhonePath,
+        after: &[u8],
+    ) -> Result<(), LinkError> {
+        let entries = self
+            .ends
+            .files
+            .ask(|reply| Request::List(path, reply))
+            .await
+            .ok_or(LinkError::Ended)?;
+        let mut entries = entries
+            .into_iter()
+            .filter(|(name, _)| name.as_slice() > after);
         result.entries = entries
             .by_ref()
             .take(LIST_ENTRIES_MAX)
@@ -203,7 +259,11 @@ impl Executor<'_> {
         changes: Vec<(FileChange, Base)>,
         chunks: &[wire::ChunkData],
     ) -> Result<CommandResult, LinkError> {
-        let earlier = self.ends.journal.ask(move |journal| journal.result(command_id)).await?;
+        let earlier = self
+            .ends
+            .journal
+            .ask(move |journal| journal.result(command_id))
+            .await?;
         if let Some(earlier) = earlier {
             return Ok(earlier);
         }
@@ -214,11 +274,23 @@ impl Executor<'_> {
         let spool = self.spool.take();
         match (gathered, spool) {
             (Ok(()), Some(chunks)) => {
-                let job = ApplyJob { command_id, changes, chunks };
-                self.ends.files.ask(|reply| Request::Apply(job, reply)).await.ok_or(LinkError::Ended)
+                let job = ApplyJob {
+                    command_id,
+                    changes,
+                    chunks,
+                };
+                self.ends
+                    .files
+                    .ask(|reply| Request::Apply(job, reply))
+                    .await
+                    .ok_or(LinkError::Ended)
             }
             (Err(LinkError::Spool(error)), _) => {
-                let mut result = CommandResult { command_id, text: error.to_string(), ..Default::default() };
+                let mut result = CommandResult {
+                    command_id,
+                    text: error.to_string(),
+                    ..Default::default()
+                };
                 result.set_status(CommandStatus::Failed);
                 Ok(result)
             }
@@ -234,20 +306,34 @@ impl Executor<'_> {
             FileOp::Put(node) => Some(node),
             _ => None,
         });
-        let needed: Vec<Hash> = nodes.flat_map(|node| node.chunks().iter().map(|chunk| chunk.hash)).collect();
+        let needed: Vec<Hash> = nodes
+            .flat_map(|node| node.chunks().iter().map(|chunk| chunk.hash))
+            .collect();
         for group in needed.chunks(CHUNKS_ASKED_MAX) {
             let missing = |executor: &Self| -> Vec<Vec<u8>> {
                 let spool = executor.spool.as_ref();
-                group.iter().filter(|hash| !spool.is_some_and(|spool| spool.has(**hash))).map(|hash| hash.to_vec()).collect()
+                group
+                    .iter()
+                    .filter(|hash| !spool.is_some_and(|spool| spool.has(**hash)))
+                    .map(|hash| hash.to_vec())
+                    .collect()
             };
             let hashes = missing(self);
             if hashes.is_empty() {
                 continue;
             }
-            send(self.outbound, FromPhone::NeedChunks(wire::NeedChunks { hashes })).await?;
+            send(
+                self.outbound,
+                FromPhone::NeedChunks(wire::NeedChunks { hashes }),
+            )
+            .await?;
             while !missing(self).is_empty() {
                 let order = tokio::time::timeout(CHUNKS_TIMEOUT, self.orders.recv());
-                match order.await.map_err(|_| LinkError::Silence)?.ok_or(LinkError::Ended)? {
+                match order
+                    .await
+                    .map_err(|_| LinkError::Silence)?
+                    .ok_or(LinkError::Ended)?
+                {
                     Order::Chunks(chunks) => self.keep(&chunks.chunks)?,
                     Order::Command(_) if self.waiting.len() >= COMMANDS_WAITING_MAX => {
                         return Err(LinkError::Contract("number of commands".into()));
@@ -261,7 +347,8 @@ impl Executor<'_> {
 
     fn keep(&mut self, chunks: &[wire::ChunkData]) -> Result<(), LinkError> {
         for chunk in chunks {
-            let (hash, bytes) = chunking::unpack(chunk).map_err(|error| LinkError::Contract(error.to_string()))?;
+            let (hash, bytes) =
+                chunking::unpack(chunk).map_err(|error| LinkError::Contract(error.to_string()))?;
             self.spool()?.put(hash, &bytes).map_err(LinkError::Spool)?;
         }
         Ok(())
@@ -282,7 +369,9 @@ fn check_apply(apply: &wire::Apply) -> Result<Vec<(FileChange, Base)>, Refusal> 
 
 fn check_change(change: wire::AppliedChange) -> Result<(FileChange, Base), Refusal> {
     let base = match change.base.ok_or(Refusal::NoBase)? {
-        wire::applied_change::Base::BaseEntry(hash) => Base::Entry(Hash::try_from(hash.as_slice())?),
+        wire::applied_change::Base::BaseEntry(hash) => {
+            Base::Entry(Hash::try_from(hash.as_slice())?)
+        }
         wire::applied_change::Base::BaseAbsent(true) => Base::Absent,
         wire::applied_change::Base::BaseAny(true) => Base::Any,
         _ => return Err(Refusal::NoBase),
@@ -291,5 +380,9 @@ fn check_change(change: wire::AppliedChange) -> Result<(FileChange, Base), Refus
 }
 
 fn check_count(what: &'static str, count: usize, max: usize) -> Result<(), Refusal> {
-    if count > max { Err(Refusal::TooMuch { what, count, max }) } else { Ok(()) }
+    if count > max {
+        Err(Refusal::TooMuch { what, count, max })
+    } else {
+        Ok(())
+    }
 }

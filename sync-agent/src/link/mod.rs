@@ -74,7 +74,12 @@ impl LinkError {
             Self::Refused(status) if status.code() == Code::Unauthenticated => true,
             _ => chain(self).any(|cause| {
                 let alert = cause.downcast_ref::<rustls::Error>();
-                let alert = alert.or_else(|| cause.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref());
+                let alert = alert.or_else(|| {
+                    cause
+                        .downcast_ref::<std::io::Error>()?
+                        .get_ref()?
+                        .downcast_ref()
+                });
                 matches!(alert, Some(rustls::Error::AlertReceived(_)))
             }),
         }
@@ -87,7 +92,10 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 
 /// An error with its causes, for the trace.
 pub(crate) fn describe(error: &(dyn Error + 'static)) -> String {
-    chain(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    chain(error)
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }
 
 /// Streams for as long as the agent runs. Ends only if the journal or the identity fails.

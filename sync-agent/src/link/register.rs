@@ -18,7 +18,10 @@ const RETRY_SHORTEST: Duration = Duration::from_millis(200);
 const RETRY_LONGEST: Duration = Duration::from_secs(300);
 
 /// Asks until the phone is admitted. Refusals are asked again, too: an administrator may change their mind.
-pub(crate) async fn until_admitted(config: &Config, identity: &mut Identity) -> Result<(), LinkError> {
+pub(crate) async fn until_admitted(
+    config: &Config,
+    identity: &mut Identity,
+) -> Result<(), LinkError> {
     let mut backoff = Backoff::default();
     while identity.admission().is_none() {
         let wait = match ask(config, identity).await {
@@ -27,7 +30,9 @@ pub(crate) async fn until_admitted(config: &Config, identity: &mut Identity) -> 
                 tracing::info!(wait_ms = wait.as_millis() as u64, "waiting to be admitted");
                 wait
             }
-            Err(error @ LinkError::Identity(crate::identity::IdentityError::File { .. })) => return Err(error),
+            Err(error @ LinkError::Identity(crate::identity::IdentityError::File { .. })) => {
+                return Err(error);
+            }
             Err(error) => {
                 tracing::warn!(error = describe(&error), "not admitted");
                 backoff.next()
@@ -39,7 +44,10 @@ pub(crate) async fn until_admitted(config: &Config, identity: &mut Identity) -> 
 }
 
 /// Asks once. None: admitted; else when to ask again.
-pub(super) async fn ask(config: &Config, identity: &mut Identity) -> Result<Option<Duration>, LinkError> {
+pub(super) async fn ask(
+    config: &Config,
+    identity: &mut Identity,
+) -> Result<Option<Duration>, LinkError> {
     let channel = tls::connect(config, identity, false).await?;
     let request = RegisterRequest {
         protocol_version: PROTOCOL_VERSION,
@@ -50,13 +58,16 @@ pub(super) async fn ask(config: &Config, identity: &mut Identity) -> Result<Opti
     let mut client = SyncClient::new(channel);
     let reply = tokio::time::timeout(REGISTER_TIMEOUT, client.register(request));
     let reply = reply.await.map_err(|_| LinkError::Silence)??.into_inner();
-    match reply.outcome.ok_or_else(|| LinkError::Contract("answer to Register".into()))? {
+    match reply
+        .outcome
+        .ok_or_else(|| LinkError::Contract("answer to Register".into()))?
+    {
         Outcome::Admitted(admitted) => {
             identity.admit(admitted, &config.ca_fingerprint)?;
             Ok(None)
         }
-        Outcome::Pending(Pending { retry_after_ms }) => {
-            Ok(Some(Duration::from_millis(retry_after_ms.into()).clamp(RETRY_SHORTEST, RETRY_LONGEST)))
-        }
+        Outcome::Pending(Pending { retry_after_ms }) => Ok(Some(
+            Duration::from_millis(retry_after_ms.into()).clamp(RETRY_SHORTEST, RETRY_LONGEST),
+        )),
     }
 }

@@ -57,13 +57,20 @@ pub(super) async fn run(
     let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
     send(&outbound, FromPhone::Hello(hello(config, ends).await?)).await?;
     let opening = async {
-        let mut inbound = client.stream(ReceiverStream::new(messages)).await?.into_inner();
+        let mut inbound = client
+            .stream(ReceiverStream::new(messages))
+            .await?
+            .into_inner();
         let welcome = receive(&mut inbound).await?;
         Ok::<_, LinkError>((inbound, welcome))
     };
-    let (inbound, welcome) = tokio::time::timeout(WELCOME_TIMEOUT, opening).await.map_err(|_| LinkError::Silence)??;
+    let (inbound, welcome) = tokio::time::timeout(WELCOME_TIMEOUT, opening)
+        .await
+        .map_err(|_| LinkError::Silence)??;
     let FromAppliance::Welcome(welcome) = welcome else {
-        return Err(LinkError::Contract("first message, which is no Welcome,".into()));
+        return Err(LinkError::Contract(
+            "first message, which is no Welcome,".into(),
+        ));
     };
     let acked = agree(welcome.acked_seq, ends).await?;
     if let Some(rules) = welcome.rules {
@@ -94,7 +101,10 @@ async fn hello(config: &Config, ends: &Ends) -> Result<wire::Hello, LinkError> {
             device: None,
         })
     };
-    Ok(wire::Hello { device: Some(config.device.clone()), ..ends.journal.ask(hello).await? })
+    Ok(wire::Hello {
+        device: Some(config.device.clone()),
+        ..ends.journal.ask(hello).await?
+    })
 }
 
 /// Settles where to go on. If the appliance lacks what the journal has forgotten, or has what it never held, their
@@ -112,13 +122,22 @@ async fn agree(acked: u64, ends: &Ends) -> Result<u64, LinkError> {
     if acked < u64::MAX && ends.journal.ask(agreed).await? {
         return Ok(acked);
     }
-    ends.files.send(Request::BeginAnew(format!("the appliance has events up to {acked}, the journal has others")));
-    Err(LinkError::Contract("position, compared with this journal, which is begun anew,".into()))
+    ends.files.send(Request::BeginAnew(format!(
+        "the appliance has events up to {acked}, the journal has others"
+    )));
+    Err(LinkError::Contract(
+        "position, compared with this journal, which is begun anew,".into(),
+    ))
 }
 
 /// The rules that hold: the appliance's, if it ever sent any.
-pub(crate) fn rules_in_force(journal: &mut Journal, own: &Scope) -> Result<(Scope, bool), JournalError> {
-    let Some(rules) = stored_rules(journal)? else { return Ok((own.clone(), false)) };
+pub(crate) fn rules_in_force(
+    journal: &mut Journal,
+    own: &Scope,
+) -> Result<(Scope, bool), JournalError> {
+    let Some(rules) = stored_rules(journal)? else {
+        return Ok((own.clone(), false));
+    };
     match scope_of(&rules, own) {
         Ok(scope) => Ok((scope, rules.mmi_off)),
         Err(error) => {
@@ -133,21 +152,33 @@ pub(super) fn rules_version(journal: &mut Journal) -> Result<u64, JournalError> 
 }
 
 fn stored_rules(journal: &Journal) -> Result<Option<wire::Rules>, JournalError> {
-    Ok(journal.meta(RULES)?.and_then(|rules| wire::Rules::decode(rules.as_slice()).ok()))
+    Ok(journal
+        .meta(RULES)?
+        .and_then(|rules| wire::Rules::decode(rules.as_slice()).ok()))
 }
 
 /// Rules add to the image's own excludes and may replace the roots.
 fn scope_of(rules: &wire::Rules, own: &Scope) -> Result<Scope, ScopeError> {
     let theirs = Scope::from_bytes(&rules.roots, &rules.excludes)?;
-    let roots = if theirs.roots().is_empty() { own.roots() } else { theirs.roots() };
-    Scope::new(roots.to_vec(), own.excludes().iter().chain(theirs.excludes()).cloned())
+    let roots = if theirs.roots().is_empty() {
+        own.roots()
+    } else {
+        theirs.roots()
+    };
+    Scope::new(
+        roots.to_vec(),
+        own.excludes().iter().chain(theirs.excludes()).cloned(),
+    )
 }
 
 async fn take_rules(config: &Config, ends: &Ends, rules: wire::Rules) -> Result<(), LinkError> {
     let scope = match scope_of(&rules, &config.scope) {
         Ok(scope) => scope,
         // The old ones hold; breaking the stream over it would only bring the same rules again.
-        Err(error) => return Ok(tracing::error!(%error, version = rules.version, "the appliance's rules are refused")),
+        Err(error) => {
+            tracing::error!(%error, version = rules.version, "the appliance's rules are refused");
+            return Ok(());
+        }
     };
     let (version, mmi_off) = (rules.version, rules.mmi_off);
     let store = move |journal: &mut Journal| {
@@ -159,18 +190,26 @@ async fn take_rules(config: &Config, ends: &Ends, rules: wire::Rules) -> Result<
     };
     if ends.journal.ask(store).await? {
         ends.mmi.set_off(mmi_off);
-        ends.files.send(Request::Report(ControlKind::Rules, String::new(), version));
+        ends.files
+            .send(Request::Report(ControlKind::Rules, String::new(), version));
         ends.files.send(Request::Scope(scope));
     }
     Ok(())
 }
 
-async fn send_events(ends: &Ends, acked: u64, outbound: &Outbound) -> Result<Infallible, LinkError> {
+async fn send_events(
+    ends: &Ends,
+    acked: u64,
+    outbound: &Outbound,
+) -> Result<Infallible, LinkError> {
     let mut sent = acked;
     let mut last_seq = ends.journal.last_seq();
     loop {
         while sent < *last_seq.borrow_and_update() {
-            let events = ends.journal.ask(move |journal| journal.events_after(sent, BATCH_BYTES)).await?;
+            let events = ends
+                .journal
+                .ask(move |journal| journal.events_after(sent, BATCH_BYTES))
+                .await?;
             let Some(last) = events.last() else { break };
             sent = last.seq;
             send(outbound, FromPhone::Batch(batch::pack(events))).await?;
@@ -194,12 +233,20 @@ async fn send_chunks(
                     chunks.push(chunk);
                 }
                 // Its events have been acknowledged since it was asked for.
-                Err(JournalError::NoSuchChunk(hash)) => tracing::debug!(%hash, "asked for a chunk that is gone"),
+                Err(JournalError::NoSuchChunk(hash)) => {
+                    tracing::debug!(%hash, "asked for a chunk that is gone")
+                }
                 Err(error) => return Err(error.into()),
             }
             if bytes >= CHUNKS_BYTES {
                 bytes = 0;
-                send(outbound, FromPhone::Chunks(wire::Chunks { chunks: std::mem::take(&mut chunks) })).await?;
+                send(
+                    outbound,
+                    FromPhone::Chunks(wire::Chunks {
+                        chunks: std::mem::take(&mut chunks),
+                    }),
+                )
+                .await?;
             }
         }
         if !chunks.is_empty() {
@@ -221,7 +268,9 @@ async fn receive_all(
         match receive(&mut inbound).await? {
             FromAppliance::Ack(wire::Ack { seq }) => {
                 if seq > *ends.journal.last_seq().borrow() {
-                    return Err(LinkError::Contract(format!("acknowledgement of {seq}, which was never sent,")));
+                    return Err(LinkError::Contract(format!(
+                        "acknowledgement of {seq}, which was never sent,"
+                    )));
                 }
                 match ends.journal.ask(move |journal| journal.ack(seq)).await {
                     // It will come again; a full disk must not break the stream that empties the journal.
@@ -230,10 +279,15 @@ async fn receive_all(
                 }
             }
             FromAppliance::NeedChunks(wire::NeedChunks { hashes }) => {
-                need.try_send(check_hashes(&hashes)?).map_err(|_| flood(()))?;
+                need.try_send(check_hashes(&hashes)?)
+                    .map_err(|_| flood(()))?;
             }
-            FromAppliance::Command(command) => order.try_send(Order::Command(command)).map_err(|_| flood(()))?,
-            FromAppliance::Chunks(chunks) => order.try_send(Order::Chunks(chunks)).map_err(|_| flood(()))?,
+            FromAppliance::Command(command) => order
+                .try_send(Order::Command(command))
+                .map_err(|_| flood(()))?,
+            FromAppliance::Chunks(chunks) => order
+                .try_send(Order::Chunks(chunks))
+                .map_err(|_| flood(()))?,
             FromAppliance::Rules(rules) => take_rules(config, ends, rules).await?,
             FromAppliance::Welcome(_) => return Err(LinkError::Contract("second Welcome".into())),
         }
@@ -244,15 +298,25 @@ fn check_hashes(hashes: &[Vec<u8>]) -> Result<Vec<Hash>, LinkError> {
     if hashes.len() > NEED_CHUNKS_MAX {
         return Err(LinkError::Contract("NeedChunks, which is too long,".into()));
     }
-    let hashes = hashes.iter().map(|hash| Hash::try_from(hash.as_slice())).collect::<Result<_, _>>();
+    let hashes = hashes
+        .iter()
+        .map(|hash| Hash::try_from(hash.as_slice()))
+        .collect::<Result<_, _>>();
     hashes.map_err(|error| LinkError::Contract(format!("NeedChunks ({error})")))
 }
 
 async fn receive(inbound: &mut Streaming<ApplianceMessage>) -> Result<FromAppliance, LinkError> {
     let message = inbound.message().await?.ok_or(LinkError::Ended)?;
-    message.message.ok_or_else(|| LinkError::Contract("empty or unknown message".into()))
+    message
+        .message
+        .ok_or_else(|| LinkError::Contract("empty or unknown message".into()))
 }
 
 pub(super) async fn send(outbound: &Outbound, message: FromPhone) -> Result<(), LinkError> {
-    outbound.send(PhoneMessage { message: Some(message) }).await.map_err(|_| LinkError::Ended)
+    outbound
+        .send(PhoneMessage {
+            message: Some(message),
+        })
+        .await
+        .map_err(|_| LinkError::Ended)
 }

@@ -10,7 +10,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 use sync_protocol::APPLIANCE_SERVER_NAME;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -26,9 +28,16 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connects; with the phone's certificate if it has one and `with_certificate`.
-pub(super) async fn connect(config: &Config, identity: &Identity, with_certificate: bool) -> Result<Channel, LinkError> {
+pub(super) async fn connect(
+    config: &Config,
+    identity: &Identity,
+    with_certificate: bool,
+) -> Result<Channel, LinkError> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(PinnedCa { fingerprint: config.ca_fingerprint, provider: provider.clone() });
+    let verifier = Arc::new(PinnedCa {
+        fingerprint: config.ca_fingerprint,
+        provider: provider.clone(),
+    });
     let tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
@@ -46,7 +55,8 @@ pub(super) async fn connect(config: &Config, identity: &Identity, with_certifica
     let connect = tower::service_fn(move |_| {
         let (connector, address) = (connector.clone(), address.clone());
         async move {
-            let name = ServerName::try_from(APPLIANCE_SERVER_NAME).expect("the appliance's name is a DNS name");
+            let name = ServerName::try_from(APPLIANCE_SERVER_NAME)
+                .expect("the appliance's name is a DNS name");
             let tcp = TcpStream::connect(address).await?;
             tcp.set_nodelay(true)?;
             io::Result::Ok(TokioIo::new(connector.connect(name, tcp).await?))
@@ -77,13 +87,16 @@ impl ServerCertVerifier for PinnedCa {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let ca = intermediates.iter().find(|certificate| fingerprint(certificate) == self.fingerprint);
+        let ca = intermediates
+            .iter()
+            .find(|certificate| fingerprint(certificate) == self.fingerprint);
         let ca = ca.ok_or(CertificateError::UnknownIssuer)?;
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone().into_owned())?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+                .build()
+                .map_err(|error| rustls::Error::General(error.to_string()))?;
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
@@ -93,7 +106,12 @@ impl ServerCertVerifier for PinnedCa {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -102,10 +120,17 @@ impl ServerCertVerifier for PinnedCa {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -14,15 +14,26 @@ fn a_code_admits_at_once() {
         let appliance = FakeAppliance::start().await;
         appliance.with(|state| state.codes.insert("1234".into(), None));
         let phone = Phone::new();
-        let agent = phone.start_with(sync_agent::config::Flags { code: Some("1234".into()), ..phone.flags(&appliance) });
-        appliance.until("a stream is open", |state| (state.streams == 1).then_some(())).await;
+        let agent = phone.start_with(sync_agent::config::Flags {
+            code: Some("1234".into()),
+            ..phone.flags(&appliance)
+        });
+        appliance
+            .until("a stream is open", |state| {
+                (state.streams == 1).then_some(())
+            })
+            .await;
         agent.stop().await;
         assert_eq!(appliance.with(|state| state.registrations), 1);
         assert!(phone.is_admitted(&appliance));
 
         // Once admitted, the code is not needed again.
         let agent = phone.start_with(phone.flags(&appliance));
-        appliance.until("a stream is open", |state| (state.streams == 2).then_some(())).await;
+        appliance
+            .until("a stream is open", |state| {
+                (state.streams == 2).then_some(())
+            })
+            .await;
         agent.stop().await;
         assert_eq!(appliance.with(|state| state.registrations), 1);
     });
@@ -35,16 +46,29 @@ fn wrong_and_used_codes_are_refused_until_there_is_a_right_one() {
         appliance.with(|state| state.codes.insert("used".into(), Some(vec![1])));
         for (code, refusal) in [("used", "used code"), ("wrong", "wrong code")] {
             let phone = Phone::new();
-            let flags = sync_agent::config::Flags { code: Some(code.into()), ..phone.flags(&appliance) };
+            let flags = sync_agent::config::Flags {
+                code: Some(code.into()),
+                ..phone.flags(&appliance)
+            };
             let agent = phone.start_with(flags);
             let refusals = |state: &mut crate::fake_appliance::State| {
-                (state.refusals.iter().filter(|message| *message == refusal).count() >= 2).then_some(())
+                (state
+                    .refusals
+                    .iter()
+                    .filter(|message| *message == refusal)
+                    .count()
+                    >= 2)
+                    .then_some(())
             };
             appliance.until("it is refused twice", refusals).await;
             assert!(!phone.is_admitted(&appliance));
             appliance.with(|state| state.codes.insert(code.into(), None));
             let streams = appliance.with(|state| state.streams);
-            appliance.until("it is admitted", |state| (state.streams > streams).then_some(())).await;
+            appliance
+                .until("it is admitted", |state| {
+                    (state.streams > streams).then_some(())
+                })
+                .await;
             agent.stop().await;
         }
     });
@@ -56,11 +80,19 @@ fn without_a_code_a_phone_waits_and_nothing_is_captured() {
         let appliance = FakeAppliance::start().await;
         let phone = Phone::new();
         let agent = phone.start_with(phone.flags(&appliance));
-        appliance.until("it has asked thrice", |state| (state.registrations >= 3).then_some(())).await;
+        appliance
+            .until("it has asked thrice", |state| {
+                (state.registrations >= 3).then_some(())
+            })
+            .await;
         assert_eq!(appliance.with(|state| state.streams), 0);
         assert!(!phone.state().join("journal.db").exists());
         appliance.with(|state| state.released = true);
-        appliance.until("a stream is open", |state| (state.streams == 1).then_some(())).await;
+        appliance
+            .until("a stream is open", |state| {
+                (state.streams == 1).then_some(())
+            })
+            .await;
         agent.stop().await;
     });
 }
@@ -110,7 +142,10 @@ async fn assert_never_registers(appliance: &FakeAppliance, ca: &str) {
         code: Some("secret".into()),
         ..phone.flags(appliance)
     });
-    tokio::time::timeout(PATIENCE, twice).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, twice)
+        .await
+        .unwrap()
+        .unwrap();
     agent.stop().await;
     assert_eq!(appliance.with(|state| state.registrations), 0);
 }

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyPair,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair,
 };
 use sync_protocol::event::{Content, Event, FileOp, Kind, Node};
 use sync_protocol::hash::Hash;
@@ -96,12 +96,15 @@ impl FakeAppliance {
     pub(crate) async fn showing(shows: Shows) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "Fake appliance CA");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Fake appliance CA");
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
         let certificate = match shows {
             Shows::Appliance => {
-                let mut params = CertificateParams::new([APPLIANCE_SERVER_NAME.to_owned()]).unwrap();
+                let mut params =
+                    CertificateParams::new([APPLIANCE_SERVER_NAME.to_owned()]).unwrap();
                 params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
                 params.signed_by(&key, &ca).unwrap()
             }
@@ -118,21 +121,32 @@ impl FakeAppliance {
             .client_auth_optional(true);
         let ca_fingerprint = hex::encode(sync_agent::identity::fingerprint(ca.der()));
         let (changed, changes) = watch::channel(0);
-        let service = Service { state: Arc::default(), changed, ca: Arc::new(ca) };
+        let service = Service {
+            state: Arc::default(),
+            changed,
+            ca: Arc::new(ca),
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let server = SyncServer::new(service.clone())
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
-        let serving = Server::builder().tls_config(tls).unwrap().add_service(server).serve_with_incoming_shutdown(
-            TcpListenerStream::new(listener),
-            async {
+        let serving = Server::builder()
+            .tls_config(tls)
+            .unwrap()
+            .add_service(server)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
                 let _ = stopped.await;
-            },
-        );
+            });
         tokio::spawn(serving);
-        Self { address, ca_fingerprint, service, changes, _stop: stop }
+        Self {
+            address,
+            ca_fingerprint,
+            service,
+            changes,
+            _stop: stop,
+        }
     }
 
     pub(crate) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
@@ -140,12 +154,22 @@ impl FakeAppliance {
     }
 
     /// Waits until the state is as wanted, and returns what was found.
-    pub(crate) async fn until<R>(&self, what: &str, mut check: impl FnMut(&mut State) -> Option<R>) -> R {
+    pub(crate) async fn until<R>(
+        &self,
+        what: &str,
+        mut check: impl FnMut(&mut State) -> Option<R>,
+    ) -> R {
         let mut changes = self.changes.clone();
         let found = async {
             loop {
                 changes.borrow_and_update();
-                if let Some(found) = self.service.state.lock().map(|mut state| check(&mut state)).unwrap() {
+                if let Some(found) = self
+                    .service
+                    .state
+                    .lock()
+                    .map(|mut state| check(&mut state))
+                    .unwrap()
+                {
                     return found;
                 }
                 changes.changed().await.unwrap();
@@ -153,7 +177,10 @@ impl FakeAppliance {
         };
         match tokio::time::timeout(PATIENCE, found).await {
             Ok(found) => found,
-            Err(_) => panic!("waited in vain until {what}; {}", self.with(|state| state.describe())),
+            Err(_) => panic!(
+                "waited in vain until {what}; {}",
+                self.with(|state| state.describe())
+            ),
         }
     }
 
@@ -161,7 +188,9 @@ impl FakeAppliance {
     /// violation.
     pub(crate) async fn until_scanned(&self, events: usize) {
         self.until("a scan is done", |state| {
-            let is_scanned = state.events[events.min(state.events.len())..].iter().any(Event::ends_scan);
+            let is_scanned = state.events[events.min(state.events.len())..]
+                .iter()
+                .any(Event::ends_scan);
             (is_scanned && state.acked == state.events.len() as u64).then_some(())
         })
         .await;
@@ -171,7 +200,8 @@ impl FakeAppliance {
     /// Asks the phone for its root, and waits for it and all events up to it. Breaks of the stream do not matter.
     pub(crate) async fn root(&self, id: u64) -> HaveRoot {
         loop {
-            self.command(id, command::Command::Root(RootRequest {})).await;
+            self.command(id, command::Command::Root(RootRequest {}))
+                .await;
             let streams = self.with(|state| state.streams);
             let root = self
                 .until("the root arrives", |state| match state.roots.get(&id) {
@@ -186,33 +216,78 @@ impl FakeAppliance {
         }
     }
 
-    pub(crate) async fn apply(&self, id: u64, changes: Vec<(FileChange, applied_change::Base)>) -> CommandResult {
-        let changes = changes.into_iter().map(|(change, base)| AppliedChange { change: Some(change), base: Some(base) });
-        self.ask(id, command::Command::Apply(Apply { changes: changes.collect(), chunks: Vec::new() })).await
+    pub(crate) async fn apply(
+        &self,
+        id: u64,
+        changes: Vec<(FileChange, applied_change::Base)>,
+    ) -> CommandResult {
+        let changes = changes.into_iter().map(|(change, base)| AppliedChange {
+            change: Some(change),
+            base: Some(base),
+        });
+        self.ask(
+            id,
+            command::Command::Apply(Apply {
+                changes: changes.collect(),
+                chunks: Vec::new(),
+            }),
+        )
+        .await
     }
 
     /// Gives a command on an open stream and waits for its result.
     pub(crate) async fn ask(&self, id: u64, command: command::Command) -> CommandResult {
         self.with(|state| state.results.remove(&id));
         self.command(id, command).await;
-        self.until("the command is answered", |state| state.results.get(&id).cloned()).await
+        self.until("the command is answered", |state| {
+            state.results.get(&id).cloned()
+        })
+        .await
     }
 
     pub(crate) async fn command(&self, id: u64, command: command::Command) {
-        let message = FromAppliance::Command(Command { id, command: Some(command) });
-        let line = self.until("a stream is open", |state| state.to_phone.clone()).await;
+        let message = FromAppliance::Command(Command {
+            id,
+            command: Some(command),
+        });
+        let line = self
+            .until("a stream is open", |state| state.to_phone.clone())
+            .await;
         // A stream that just broke: the next one gets it from whoever repeats it.
-        let _ = line.send(Ok(ApplianceMessage { message: Some(message) })).await;
+        let _ = line
+            .send(Ok(ApplianceMessage {
+                message: Some(message),
+            }))
+            .await;
     }
 
     /// Makes chunks of `contents` available to the phone, and returns a Put of them.
     pub(crate) fn offer(&self, path: &PhonePath, contents: &[u8], mode: u32) -> FileChange {
-        let pieces: Vec<_> = chunking::cut(contents).map(|(chunk, bytes)| (chunk, bytes.to_vec())).collect();
+        let pieces: Vec<_> = chunking::cut(contents)
+            .map(|(chunk, bytes)| (chunk, bytes.to_vec()))
+            .collect();
         let chunks = pieces.iter().map(|(chunk, _)| *chunk).collect();
-        self.with(|state| state.serves_chunks.extend(pieces.into_iter().map(|(chunk, bytes)| (chunk.hash, bytes))));
-        let content = Content::Regular { size: contents.len() as u64, chunks };
-        let node = Node { mode, uid: 0, gid: 0, mtime_ns: 1_700_000_000_123_456_789, content };
-        sync_protocol::event::FileChange { path: path.clone(), op: FileOp::Put(node) }.into()
+        self.with(|state| {
+            state
+                .serves_chunks
+                .extend(pieces.into_iter().map(|(chunk, bytes)| (chunk.hash, bytes)))
+        });
+        let content = Content::Regular {
+            size: contents.len() as u64,
+            chunks,
+        };
+        let node = Node {
+            mode,
+            uid: 0,
+            gid: 0,
+            mtime_ns: 1_700_000_000_123_456_789,
+            content,
+        };
+        sync_protocol::event::FileChange {
+            path: path.clone(),
+            op: FileOp::Put(node),
+        }
+        .into()
     }
 }
 
@@ -248,22 +323,35 @@ impl State {
     pub(crate) fn tree(&self) -> BTreeMap<PhonePath, Node> {
         let mut tree: BTreeMap<PhonePath, Node> = BTreeMap::new();
         for event in &self.events {
-            let Kind::File(change) = &event.kind else { continue };
+            let Kind::File(change) = &event.kind else {
+                continue;
+            };
             let within = |tree: &BTreeMap<PhonePath, Node>, path: &PhonePath| -> Vec<PhonePath> {
-                tree.keys().filter(|key| key.is_within(path)).cloned().collect()
+                tree.keys()
+                    .filter(|key| key.is_within(path))
+                    .cloned()
+                    .collect()
             };
             match &change.op {
                 FileOp::Put(node) => {
                     let keeps = node.content == Content::Directory
-                        && tree.get(&change.path).is_some_and(|old| old.content == Content::Directory);
+                        && tree
+                            .get(&change.path)
+                            .is_some_and(|old| old.content == Content::Directory);
                     if !keeps {
-                        within(&tree, &change.path).iter().for_each(|path| drop(tree.remove(path)));
+                        within(&tree, &change.path)
+                            .iter()
+                            .for_each(|path| drop(tree.remove(path)));
                     }
                     tree.insert(change.path.clone(), node.clone());
                 }
-                FileOp::Remove => within(&tree, &change.path).iter().for_each(|path| drop(tree.remove(path))),
+                FileOp::Remove => within(&tree, &change.path)
+                    .iter()
+                    .for_each(|path| drop(tree.remove(path))),
                 FileOp::Rename { to } => {
-                    within(&tree, to).iter().for_each(|path| drop(tree.remove(path)));
+                    within(&tree, to)
+                        .iter()
+                        .for_each(|path| drop(tree.remove(path)));
                     for path in within(&tree, &change.path) {
                         let node = tree.remove(&path).unwrap();
                         tree.insert(path.moved(&change.path, to).unwrap().unwrap(), node);
@@ -275,7 +363,10 @@ impl State {
     }
 
     pub(crate) fn contents(&self, node: &Node) -> Vec<u8> {
-        node.chunks().iter().flat_map(|chunk| self.chunks[&chunk.hash].clone()).collect()
+        node.chunks()
+            .iter()
+            .flat_map(|chunk| self.chunks[&chunk.hash].clone())
+            .collect()
     }
 
     pub(crate) fn root(&self, scope: &Scope) -> Hash {
@@ -284,34 +375,66 @@ impl State {
             hasher.add(&path, node.entry());
         }
         let tops = hasher.finish();
-        let entry = |root: &PhonePath| tops.iter().find(|(path, _)| path == root).map(|(_, entry)| *entry);
+        let entry = |root: &PhonePath| {
+            tops.iter()
+                .find(|(path, _)| path == root)
+                .map(|(_, entry)| *entry)
+        };
         root_hash(scope.roots().iter().map(|root| (root, entry(root))))
     }
 
     fn describe(&self) -> String {
-        let last: Vec<String> = self.events.iter().rev().take(5).map(|event| format!("{event:?}")).collect();
+        let last: Vec<String> = self
+            .events
+            .iter()
+            .rev()
+            .take(5)
+            .map(|event| format!("{event:?}"))
+            .collect();
         format!(
             "{} registrations, {} streams, {} events, {} acked, refusals {:?}, violations {:?}, last events {last:#?}",
-            self.registrations, self.streams, self.events.len(), self.acked, self.refusals, self.violations
+            self.registrations,
+            self.streams,
+            self.events.len(),
+            self.acked,
+            self.refusals,
+            self.violations
         )
     }
 
     /// The last event before which no chunk is missing.
     fn complete(&self) -> u64 {
         let is_complete = |event: &&Event| match &event.kind {
-            Kind::File(sync_protocol::event::FileChange { op: FileOp::Put(node), .. }) => {
-                node.chunks().iter().all(|chunk| self.chunks.contains_key(&chunk.hash))
-            }
+            Kind::File(sync_protocol::event::FileChange {
+                op: FileOp::Put(node),
+                ..
+            }) => node
+                .chunks()
+                .iter()
+                .all(|chunk| self.chunks.contains_key(&chunk.hash)),
             _ => true,
         };
-        self.events[self.acked as usize..].iter().take_while(is_complete).count() as u64 + self.acked
+        self.events[self.acked as usize..]
+            .iter()
+            .take_while(is_complete)
+            .count() as u64
+            + self.acked
     }
 
     fn missing(&self) -> Vec<Hash> {
         let mut missing = HashSet::new();
         for event in &self.events[self.acked as usize..] {
-            if let Kind::File(sync_protocol::event::FileChange { op: FileOp::Put(node), .. }) = &event.kind {
-                missing.extend(node.chunks().iter().map(|chunk| chunk.hash).filter(|hash| !self.chunks.contains_key(hash)));
+            if let Kind::File(sync_protocol::event::FileChange {
+                op: FileOp::Put(node),
+                ..
+            }) = &event.kind
+            {
+                missing.extend(
+                    node.chunks()
+                        .iter()
+                        .map(|chunk| chunk.hash)
+                        .filter(|hash| !self.chunks.contains_key(hash)),
+                );
             }
         }
         missing.into_iter().collect()
@@ -342,13 +465,17 @@ impl State {
             self.acked = 0;
         }
         if hello.first_unacked_seq > self.acked + 1 && self.acked > 0 {
-            self.violations.push(format!("trimmed to {} but acked was {}", hello.first_unacked_seq, self.acked));
+            self.violations.push(format!(
+                "trimmed to {} but acked was {}",
+                hello.first_unacked_seq, self.acked
+            ));
         }
         Ok(())
     }
 
     fn batch(&mut self, batch: &Batch) -> Result<(), Status> {
-        let events = batch::unpack(batch).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let events =
+            batch::unpack(batch).map_err(|error| Status::invalid_argument(error.to_string()))?;
         for event in events {
             let expected = self.events.len() as u64 + 1;
             match event.seq.cmp(&expected) {
@@ -357,7 +484,9 @@ impl State {
                 }
                 std::cmp::Ordering::Less => {}
                 std::cmp::Ordering::Equal => self.events.push(event),
-                std::cmp::Ordering::Greater => self.violations.push(format!("{} came, not {expected}", event.seq)),
+                std::cmp::Ordering::Greater => self
+                    .violations
+                    .push(format!("{} came, not {expected}", event.seq)),
             }
         }
         Ok(())
@@ -370,16 +499,27 @@ type ToPhone = Pin<Box<dyn Stream<Item = Result<ApplianceMessage, Status>> + Sen
 impl Sync for Service {
     type StreamStream = ToPhone;
 
-    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterReply>, Status> {
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterReply>, Status> {
         let request = request.into_inner();
         let reply = self.with(|state| {
             state.registrations += 1;
-            self.decide(state, &request).inspect_err(|status| state.refusals.push(status.message().to_owned()))
+            self.decide(state, &request)
+                .inspect_err(|status| state.refusals.push(status.message().to_owned()))
         });
-        reply.map(|outcome| Response::new(RegisterReply { outcome: Some(outcome) }))
+        reply.map(|outcome| {
+            Response::new(RegisterReply {
+                outcome: Some(outcome),
+            })
+        })
     }
 
-    async fn stream(&self, request: Request<Streaming<PhoneMessage>>) -> Result<Response<ToPhone>, Status> {
+    async fn stream(
+        &self,
+        request: Request<Streaming<PhoneMessage>>,
+    ) -> Result<Response<ToPhone>, Status> {
         if request.peer_certs().is_none_or(|chain| chain.is_empty()) {
             return Err(Status::unauthenticated("no certificate"));
         }
@@ -395,7 +535,11 @@ impl Sync for Service {
                 let _ = outbound.send(Err(status)).await;
             }
             service.with(|state| {
-                if state.to_phone.as_ref().is_some_and(|line| line.same_channel(&outbound)) {
+                if state
+                    .to_phone
+                    .as_ref()
+                    .is_some_and(|line| line.same_channel(&outbound))
+                {
                     state.to_phone = None;
                 }
             });
@@ -425,13 +569,20 @@ impl Service {
                 Some(user) => *user = Some(key.clone()),
             }
         } else if !state.released {
-            return Ok(Outcome::Pending(Pending { retry_after_ms: 200 }));
+            return Ok(Outcome::Pending(Pending {
+                retry_after_ms: 200,
+            }));
         }
         csr.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = csr.signed_by(&*self.ca).map_err(|error| Status::internal(error.to_string()))?;
+        let certificate = csr
+            .signed_by(&*self.ca)
+            .map_err(|error| Status::internal(error.to_string()))?;
         let phone_id = format!("phone-{}", state.admitted.len() + 1);
-        let admitted =
-            Admitted { cert_der: certificate.der().to_vec(), ca_der: self.ca.der().to_vec(), phone_id };
+        let admitted = Admitted {
+            cert_der: certificate.der().to_vec(),
+            ca_der: self.ca.der().to_vec(),
+            phone_id,
+        };
         state.admitted.insert(key, admitted.clone());
         Ok(Outcome::Admitted(admitted))
     }
@@ -443,7 +594,9 @@ impl Service {
     ) -> Result<(), Status> {
         let mut asked = HashSet::new();
         while let Some(message) = inbound.message().await? {
-            let message = message.message.ok_or_else(|| Status::invalid_argument("empty"))?;
+            let message = message
+                .message
+                .ok_or_else(|| Status::invalid_argument("empty"))?;
             if !self.with(State::burn) {
                 return Err(Status::unavailable("break before the message"));
             }
@@ -470,8 +623,14 @@ impl Service {
             FromPhone::Hello(hello) => {
                 state.hello(&hello)?;
                 state.to_phone = Some(outbound.clone());
-                let welcome = Welcome { acked_seq: state.acked, rules: state.rules.clone(), wall_us: 0 };
-                let welcome = ApplianceMessage { message: Some(FromAppliance::Welcome(welcome)) };
+                let welcome = Welcome {
+                    acked_seq: state.acked,
+                    rules: state.rules.clone(),
+                    wall_us: 0,
+                };
+                let welcome = ApplianceMessage {
+                    message: Some(FromAppliance::Welcome(welcome)),
+                };
                 return Ok(match state.poison.take() {
                     Some(Poison::InsteadOfWelcome(poison)) => vec![poison],
                     Some(Poison::AfterWelcome(poison)) => vec![welcome, poison],
@@ -481,20 +640,29 @@ impl Service {
             FromPhone::Batch(batch) => state.batch(&batch)?,
             FromPhone::Chunks(chunks) => {
                 for chunk in &chunks.chunks {
-                    let (hash, bytes) =
-                        chunking::unpack(chunk).map_err(|error| Status::invalid_argument(error.to_string()))?;
+                    let (hash, bytes) = chunking::unpack(chunk)
+                        .map_err(|error| Status::invalid_argument(error.to_string()))?;
                     state.chunks.insert(hash, bytes);
                 }
             }
             FromPhone::Result(result) => drop(state.results.insert(result.command_id, result)),
             FromPhone::Root(root) => drop(state.roots.insert(root.command_id, root)),
             FromPhone::NeedChunks(need) => {
-                let hashes = need.hashes.iter().map(|hash| Hash::try_from(hash.as_slice()).unwrap());
-                let packed = hashes.map(|hash| chunking::pack(hash, &state.serves_chunks[&hash])).collect();
+                let hashes = need
+                    .hashes
+                    .iter()
+                    .map(|hash| Hash::try_from(hash.as_slice()).unwrap());
+                let packed = hashes
+                    .map(|hash| chunking::pack(hash, &state.serves_chunks[&hash]))
+                    .collect();
                 answers.push(FromAppliance::Chunks(Chunks { chunks: packed }));
             }
         }
-        let missing: Vec<Hash> = state.missing().into_iter().filter(|hash| asked.insert(*hash)).collect();
+        let missing: Vec<Hash> = state
+            .missing()
+            .into_iter()
+            .filter(|hash| asked.insert(*hash))
+            .collect();
         for hashes in missing.chunks(limits::NEED_CHUNKS_MAX) {
             let hashes = hashes.iter().map(|hash| hash.to_vec()).collect();
             answers.push(FromAppliance::NeedChunks(NeedChunks { hashes }));
@@ -504,6 +672,11 @@ impl Service {
             state.acked = complete;
             answers.push(FromAppliance::Ack(Ack { seq: complete }));
         }
-        Ok(answers.into_iter().map(|answer| ApplianceMessage { message: Some(answer) }).collect())
+        Ok(answers
+            .into_iter()
+            .map(|answer| ApplianceMessage {
+                message: Some(answer),
+            })
+            .collect())
     }
 }

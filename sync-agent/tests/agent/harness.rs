@@ -20,7 +20,14 @@ pub(crate) fn with_phone<F: Future<Output = ()>>(name: &str, test: impl FnOnce(P
         return;
     }
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .unwrap();
     let phone = Phone::new();
     phone.mount_tmpfs(&phone.directory.path().join("root"), "64m");
     std::fs::create_dir(phone.root()).unwrap();
@@ -31,8 +38,17 @@ pub(crate) fn with_phone<F: Future<Output = ()>>(name: &str, test: impl FnOnce(P
 pub(crate) fn run(test: impl Future<Output = ()>) {
     let filter = tracing_subscriber::EnvFilter::from_env("POLLUX_LOG");
     // Only the first test in a process sets it.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_test_writer().try_init();
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test);
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_test_writer()
+        .try_init();
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test);
 }
 
 /// Where the agent lives: its files and its state.
@@ -50,12 +66,23 @@ impl Phone {
     }
 
     pub(crate) fn mount_tmpfs(&self, at: &Path, size: &str) {
-        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(format!("size={size}").as_str())).unwrap();
+        mount(
+            Some("tmpfs"),
+            at,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(format!("size={size}").as_str()),
+        )
+        .unwrap();
     }
 
     /// The directory that the agent watches; beneath the mount, so that the mount's own root is outside.
     pub(crate) fn root(&self) -> PathBuf {
-        self.directory.path().canonicalize().unwrap().join("root/home")
+        self.directory
+            .path()
+            .canonicalize()
+            .unwrap()
+            .join("root/home")
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -64,7 +91,9 @@ impl Phone {
 
     pub(crate) fn path(&self, name: impl AsRef<[u8]>) -> PhonePath {
         let root = PhonePath::try_from(self.root().as_path()).unwrap();
-        name.as_ref().split(|byte| *byte == b'/').fold(root, |path, name| path.join(name).unwrap())
+        name.as_ref()
+            .split(|byte| *byte == b'/')
+            .fold(root, |path, name| path.join(name).unwrap())
     }
 
     pub(crate) fn write(&self, name: impl AsRef<[u8]>, contents: impl AsRef<[u8]>) {
@@ -99,7 +128,10 @@ impl Phone {
         let stopping = async {
             let _ = stopped.await;
         };
-        Agent { stop, task: tokio::spawn(agent::run(config, stopping)) }
+        Agent {
+            stop,
+            task: tokio::spawn(agent::run(config, stopping)),
+        }
     }
 
     pub(crate) fn lease_file(&self) -> PathBuf {
@@ -107,8 +139,14 @@ impl Phone {
     }
 
     pub(crate) fn is_admitted(&self, appliance: &FakeAppliance) -> bool {
-        let fingerprint = hex::decode(&appliance.ca_fingerprint).unwrap().try_into().unwrap();
-        identity::Identity::open(&self.state(), &fingerprint).unwrap().admission().is_some()
+        let fingerprint = hex::decode(&appliance.ca_fingerprint)
+            .unwrap()
+            .try_into()
+            .unwrap();
+        identity::Identity::open(&self.state(), &fingerprint)
+            .unwrap()
+            .admission()
+            .is_some()
     }
 }
 
@@ -133,7 +171,11 @@ pub(crate) async fn assert_in_step(phone: &Phone, appliance: &FakeAppliance, com
         assert_eq!(state.violations, Vec::<String>::new());
         let mut tree = state.tree();
         assert_disk(&phone.root(), &scope, &mut tree, state);
-        assert_eq!(tree.keys().collect::<Vec<_>>(), Vec::<&PhonePath>::new(), "the appliance has these, the disk not");
+        assert_eq!(
+            tree.keys().collect::<Vec<_>>(),
+            Vec::<&PhonePath>::new(),
+            "the appliance has these, the disk not"
+        );
         assert_eq!(state.root(&scope).to_vec(), root.root, "roots differ");
     });
 }
@@ -154,8 +196,14 @@ fn assert_disk(
         return;
     }
     let metadata = std::fs::symlink_metadata(at).unwrap();
-    let node = tree.remove(&path).unwrap_or_else(|| panic!("the disk has {path}, the appliance not"));
-    assert_eq!((node.mode, node.uid, node.gid), (metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), "{path}");
+    let node = tree
+        .remove(&path)
+        .unwrap_or_else(|| panic!("the disk has {path}, the appliance not"));
+    assert_eq!(
+        (node.mode, node.uid, node.gid),
+        (metadata.mode() & 0o7777, metadata.uid(), metadata.gid()),
+        "{path}"
+    );
     match &node.content {
         Content::Directory => {
             assert!(metadata.is_dir(), "{path}");
@@ -163,10 +211,20 @@ fn assert_disk(
                 assert_disk(&entry.unwrap().path(), scope, tree, state);
             }
         }
-        Content::Symlink { target } => assert_eq!(std::fs::read_link(at).unwrap().as_os_str().as_bytes(), target),
+        Content::Symlink { target } => assert_eq!(
+            std::fs::read_link(at).unwrap().as_os_str().as_bytes(),
+            target
+        ),
         Content::Regular { .. } => {
-            assert!(state.contents(&node) == std::fs::read(at).unwrap(), "{path} differs");
-            assert_eq!(node.mtime_ns, metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(), "{path}");
+            assert!(
+                state.contents(&node) == std::fs::read(at).unwrap(),
+                "{path} differs"
+            );
+            assert_eq!(
+                node.mtime_ns,
+                metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
+                "{path}"
+            );
         }
     }
 }

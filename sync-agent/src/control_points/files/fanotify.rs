@@ -32,8 +32,11 @@ const READ_BYTES: usize = 256 * 1024;
 /// `MAX_HANDLE_SZ` of the kernel.
 const HANDLE_BYTES_MAX: usize = 128;
 
-const BASE_MASK: u64 =
-    libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_CLOSE_WRITE | libc::FAN_ATTRIB | libc::FAN_ONDIR;
+const BASE_MASK: u64 = libc::FAN_CREATE
+    | libc::FAN_DELETE
+    | libc::FAN_CLOSE_WRITE
+    | libc::FAN_ATTRIB
+    | libc::FAN_ONDIR;
 const FAN_RENAME: u64 = 0x1000_0000;
 
 const INFO_DFID_NAME: u8 = 2;
@@ -65,15 +68,27 @@ impl Fanotify {
         }
         // SAFETY: the descriptor was just created and belongs to nobody else.
         let group = unsafe { File::from_raw_fd(group) };
-        Ok(Self { group, mounts: Vec::new(), buffer: vec![0; READ_BYTES] })
+        Ok(Self {
+            group,
+            mounts: Vec::new(),
+            buffer: vec![0; READ_BYTES],
+        })
     }
 
     /// Watches the file system that holds `path`, which must exist. Doing it twice is harmless.
     pub(crate) fn watch(&mut self, path: &Path) -> io::Result<()> {
-        let mount = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY, Mode::empty())?;
+        let mount = open(
+            path,
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY,
+            Mode::empty(),
+        )?;
         // Before 5.17 there is no FAN_RENAME, and a rename is two notices.
-        self.mark(&mount, BASE_MASK | FAN_RENAME)
-            .or_else(|_| self.mark(&mount, BASE_MASK | libc::FAN_MOVED_FROM | libc::FAN_MOVED_TO))?;
+        self.mark(&mount, BASE_MASK | FAN_RENAME).or_else(|_| {
+            self.mark(
+                &mount,
+                BASE_MASK | libc::FAN_MOVED_FROM | libc::FAN_MOVED_TO,
+            )
+        })?;
         let fsid = fsid(&mount)?;
         if !self.mounts.iter().any(|(known, _)| *known == fsid) {
             self.mounts.push((fsid, mount));
@@ -85,9 +100,19 @@ impl Fanotify {
         let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
         // SAFETY: both descriptors are open; the path is a NUL-terminated literal, "." beneath `mount`.
         let result = unsafe {
-            libc::fanotify_mark(self.group.as_raw_fd(), flags, mask, mount.as_raw_fd(), c".".as_ptr())
+            libc::fanotify_mark(
+                self.group.as_raw_fd(),
+                flags,
+                mask,
+                mount.as_raw_fd(),
+                c".".as_ptr(),
+            )
         };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 
     /// The notices that have come, without waiting; none if there are none. Call again until there are none.
@@ -102,25 +127,35 @@ impl Fanotify {
         for record in parse(&self.buffer[..length]) {
             match record {
                 Record::Overflow => notices.push(Notice::Overflow),
-                Record::Name(name) => notices.extend(self.locate(&mut last, name).map(Notice::Changed)),
-                Record::Rename(from, to) => match (self.locate(&mut last, from), self.locate(&mut last, to)) {
-                    (Some(from), Some(to)) => notices.push(Notice::Renamed(from, to)),
-                    (one, other) => notices.extend(one.or(other).map(Notice::Changed)),
-                },
+                Record::Name(name) => {
+                    notices.extend(self.locate(&mut last, name).map(Notice::Changed))
+                }
+                Record::Rename(from, to) => {
+                    match (self.locate(&mut last, from), self.locate(&mut last, to)) {
+                        (Some(from), Some(to)) => notices.push(Notice::Renamed(from, to)),
+                        (one, other) => notices.extend(one.or(other).map(Notice::Changed)),
+                    }
+                }
             }
         }
         Ok(notices)
     }
 
     /// Where a name is now. Directories repeat a lot within one read: the last is remembered.
-    fn locate<'a>(&self, last: &mut Option<(Directory<'a>, Option<PhonePath>)>, name: Name<'a>) -> Option<PhonePath> {
+    fn locate<'a>(
+        &self,
+        last: &mut Option<(Directory<'a>, Option<PhonePath>)>,
+        name: Name<'a>,
+    ) -> Option<PhonePath> {
         let directory = match last.take() {
             Some((directory, path)) if directory == name.directory => path,
             _ => self.resolve(name.directory),
         };
         let located = match name.name {
             b"." | b"" => directory.clone(),
-            name => directory.as_ref().and_then(|directory| directory.join(name).ok()),
+            name => directory
+                .as_ref()
+                .and_then(|directory| directory.join(name).ok()),
         };
         *last = Some((name.directory, directory));
         located
@@ -128,7 +163,10 @@ impl Fanotify {
 
     /// Where a directory is now; none if it is gone, which its own parent's notice tells.
     fn resolve(&self, directory: Directory<'_>) -> Option<PhonePath> {
-        let (_, mount) = self.mounts.iter().find(|(fsid, _)| fsid == directory.fsid)?;
+        let (_, mount) = self
+            .mounts
+            .iter()
+            .find(|(fsid, _)| fsid == directory.fsid)?;
         let opened = File::from(open_by_handle(mount, directory)?);
         if opened.metadata().ok()?.nlink() == 0 {
             return None;
@@ -170,12 +208,17 @@ fn parse(mut buffer: &[u8]) -> Vec<Record<'_>> {
     let mut records = Vec::new();
     while let Some((event, rest)) = split_event(buffer) {
         buffer = rest;
-        let (Some(metadata_length), Some(mask)) = (number::<2>(event, 6), number::<8>(event, 8)) else { break };
+        let (Some(metadata_length), Some(mask)) = (number::<2>(event, 6), number::<8>(event, 8))
+        else {
+            break;
+        };
         if u64::from_ne_bytes(mask) & libc::FAN_Q_OVERFLOW != 0 {
             records.push(Record::Overflow);
             continue;
         }
-        let mut infos = event.get(usize::from(u16::from_ne_bytes(metadata_length))..).unwrap_or(&[]);
+        let mut infos = event
+            .get(usize::from(u16::from_ne_bytes(metadata_length))..)
+            .unwrap_or(&[]);
         let (mut from, mut to) = (None, None);
         while let Some((kind, info, rest)) = split_info(infos) {
             infos = rest;
@@ -220,7 +263,14 @@ fn parse_name(info: &[u8]) -> Option<Name<'_>> {
     }
     let (handle, name) = info.get(16..)?.split_at_checked(handle_length)?;
     let name = name.split(|byte| *byte == 0).next().unwrap_or(&[]);
-    Some(Name { directory: Directory { fsid, handle_type, handle }, name })
+    Some(Name {
+        directory: Directory {
+            fsid,
+            handle_type,
+            handle,
+        },
+        name,
+    })
 }
 
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -240,7 +290,10 @@ fn open_by_handle(mount: &OwnedFd, directory: Directory<'_>) -> Option<OwnedFd> 
         kind: directory.handle_type,
         bytes: [0; HANDLE_BYTES_MAX],
     };
-    handle.bytes.get_mut(..directory.handle.len())?.copy_from_slice(directory.handle);
+    handle
+        .bytes
+        .get_mut(..directory.handle.len())?
+        .copy_from_slice(directory.handle);
     // SAFETY: `handle` has the layout of struct file_handle, and `length` bytes of handle follow its header, which the
     // slice above made sure of. The kernel reads it during the call only.
     let descriptor = unsafe {
@@ -259,7 +312,11 @@ fn fsid(mount: &OwnedFd) -> io::Result<Fsid> {
     }
     // SAFETY: zeroed memory is a valid statfs, and the kernel has filled it. fsid_t is two ints whose fields libc keeps
     // private: the same 8 bytes as __kernel_fsid_t in the records.
-    unsafe { Ok(mem::transmute::<libc::fsid_t, Fsid>(statfs.assume_init().f_fsid)) }
+    unsafe {
+        Ok(mem::transmute::<libc::fsid_t, Fsid>(
+            statfs.assume_init().f_fsid,
+        ))
+    }
 }
 
 /// The nearest directory at or above `path` that exists: what to watch for a root that is not there yet.
@@ -291,19 +348,42 @@ mod tests {
     }
 
     fn info(kind: u8, handle: &[u8], name: &[u8]) -> Vec<u8> {
-        let mut body = [[7; 8].as_slice(), &(handle.len() as u32).to_ne_bytes(), &1i32.to_ne_bytes(), handle, name].concat();
+        let mut body = [
+            [7; 8].as_slice(),
+            &(handle.len() as u32).to_ne_bytes(),
+            &1i32.to_ne_bytes(),
+            handle,
+            name,
+        ]
+        .concat();
         body.push(0);
         body.resize(body.len().next_multiple_of(4), 0);
-        [&[kind, 0][..], &(body.len() as u16 + 4).to_ne_bytes(), &body].concat()
+        [
+            &[kind, 0][..],
+            &(body.len() as u16 + 4).to_ne_bytes(),
+            &body,
+        ]
+        .concat()
     }
 
     fn name<'a>(handle: &'a [u8], name: &'a [u8]) -> Name<'a> {
-        Name { directory: Directory { fsid: &[7; 8], handle_type: 1, handle }, name }
+        Name {
+            directory: Directory {
+                fsid: &[7; 8],
+                handle_type: 1,
+                handle,
+            },
+            name,
+        }
     }
 
     #[test]
     fn records_of_every_kind() {
-        let rename = [info(INFO_OLD_DFID_NAME, b"abcd", b"old\n\xff"), info(INFO_NEW_DFID_NAME, b"efgh", b"new")].concat();
+        let rename = [
+            info(INFO_OLD_DFID_NAME, b"abcd", b"old\n\xff"),
+            info(INFO_NEW_DFID_NAME, b"efgh", b"new"),
+        ]
+        .concat();
         let bytes = [
             event(libc::FAN_CREATE, &info(INFO_DFID_NAME, b"abcd", b"x")),
             event(FAN_RENAME, &rename),

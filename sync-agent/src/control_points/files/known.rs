@@ -31,7 +31,12 @@ impl Known {
         // soon after a change has to be read again when asked about.
         let is_settled = wall_us.saturating_sub(stat.ctime_ns / 1000) > CLOCK_TICK_US;
         let ctime_ns = if is_settled { stat.ctime_ns } else { i64::MIN };
-        Self { entry, mtime_ns: stat.mtime_ns, ctime_ns, inode: stat.inode }
+        Self {
+            entry,
+            mtime_ns: stat.mtime_ns,
+            ctime_ns,
+            inode: stat.inode,
+        }
     }
 
     /// Whether the disk looks exactly as it did. Any write, rename over it or change of attributes moves the ctime.
@@ -82,7 +87,10 @@ impl KnownTree {
 
     pub(crate) fn rename(&mut self, from: &PhonePath, to: &PhonePath) {
         self.forget(to);
-        let moving: Vec<(PhonePath, Known)> = self.subtree(from).map(|(path, known)| (path.clone(), *known)).collect();
+        let moving: Vec<(PhonePath, Known)> = self
+            .subtree(from)
+            .map(|(path, known)| (path.clone(), *known))
+            .collect();
         for (path, known) in moving {
             self.paths.remove(&path);
             // A path that grows too long by the move cannot be described; a later scan says so.
@@ -93,15 +101,24 @@ impl KnownTree {
     }
 
     /// A path and everything beneath it, as a walk.
-    pub(crate) fn subtree<'a>(&'a self, path: &'a PhonePath) -> impl Iterator<Item = (&'a PhonePath, &'a Known)> {
-        self.paths.range(path..).take_while(|(beneath, _)| beneath.is_within(path))
+    pub(crate) fn subtree<'a>(
+        &'a self,
+        path: &'a PhonePath,
+    ) -> impl Iterator<Item = (&'a PhonePath, &'a Known)> {
+        self.paths
+            .range(path..)
+            .take_while(|(beneath, _)| beneath.is_within(path))
     }
 
     /// The names in a directory.
     pub(crate) fn names(&self, directory: &PhonePath) -> Vec<Vec<u8>> {
         let depth = directory.components().count() + 1;
-        let children = self.subtree(directory).filter(|(path, _)| path.components().count() == depth);
-        children.filter_map(|(path, _)| path.name().map(<[u8]>::to_vec)).collect()
+        let children = self
+            .subtree(directory)
+            .filter(|(path, _)| path.components().count() == depth);
+        children
+            .filter_map(|(path, _)| path.name().map(<[u8]>::to_vec))
+            .collect()
     }
 
     /// All paths outside `scope`; only the topmost of each subtree.
@@ -121,14 +138,20 @@ impl KnownTree {
         for (path, known) in self.subtree(path) {
             hasher.add(path, known.entry);
         }
-        hasher.finish().into_iter().find(|(top, _)| top == path).map(|(_, entry)| entry)
+        hasher
+            .finish()
+            .into_iter()
+            .find(|(top, _)| top == path)
+            .map(|(_, entry)| entry)
     }
 
     /// The entries in a directory, sorted by name.
     pub(crate) fn entries(&self, directory: &PhonePath) -> Vec<(Vec<u8>, Entry)> {
         let entry = |name: Vec<u8>| Some((directory.join(&name).ok()?, name));
         let children = self.names(directory).into_iter().filter_map(entry);
-        children.filter_map(|(path, name)| Some((name, self.entry(&path)?))).collect()
+        children
+            .filter_map(|(path, name)| Some((name, self.entry(&path)?)))
+            .collect()
     }
 
     pub(crate) fn root_hash(&self, scope: &Scope) -> Hash {
@@ -145,14 +168,33 @@ mod tests {
     }
 
     fn known(kind: FileKind, inode: u64) -> Known {
-        let entry = Entry { kind, mode: 0o644, uid: 0, gid: 0, size: 0, content: Hash([0; 32]) };
-        Known { entry, mtime_ns: 0, ctime_ns: 0, inode }
+        let entry = Entry {
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            content: Hash([0; 32]),
+        };
+        Known {
+            entry,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            inode,
+        }
     }
 
     fn sample() -> KnownTree {
         let mut tree = KnownTree::default();
-        for (index, text) in ["/r", "/r/a", "/r/a/x", "/r/a-", "/r/b"].into_iter().enumerate() {
-            let kind = if matches!(text, "/r" | "/r/a") { FileKind::Directory } else { FileKind::Regular };
+        for (index, text) in ["/r", "/r/a", "/r/a/x", "/r/a-", "/r/b"]
+            .into_iter()
+            .enumerate()
+        {
+            let kind = if matches!(text, "/r" | "/r/a") {
+                FileKind::Directory
+            } else {
+                FileKind::Regular
+            };
             tree.insert(path(text), known(kind, index as u64));
         }
         tree
@@ -174,7 +216,10 @@ mod tests {
         let mut tree = sample();
         let before = tree.entry(&path("/r")).unwrap();
         let listed = tree.entries(&path("/r"));
-        assert_eq!(tree::directory_content(listed.iter().map(|(name, entry)| (name.as_slice(), *entry))), before.content);
+        assert_eq!(
+            tree::directory_content(listed.iter().map(|(name, entry)| (name.as_slice(), *entry))),
+            before.content
+        );
         tree.forget(&path("/r/a/x"));
         assert_ne!(tree.entry(&path("/r")).unwrap(), before);
     }

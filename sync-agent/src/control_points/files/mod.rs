@@ -77,7 +77,10 @@ impl FilesHandle {
     }
 
     /// Asks, and waits for the answer; none if the thread has ended.
-    pub(crate) async fn ask<A>(&self, request: impl FnOnce(oneshot::Sender<A>) -> Request) -> Option<A> {
+    pub(crate) async fn ask<A>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<A>) -> Request,
+    ) -> Option<A> {
         let (reply, answer) = oneshot::channel();
         self.send(request(reply));
         answer.await.ok()
@@ -85,14 +88,27 @@ impl FilesHandle {
 }
 
 impl FilesThread {
-    pub(crate) fn start(journal: JournalHandle, scope: Scope, reason: &str) -> Result<(FilesHandle, Self), FilesError> {
+    pub(crate) fn start(
+        journal: JournalHandle,
+        scope: Scope,
+        reason: &str,
+    ) -> Result<(FilesHandle, Self), FilesError> {
         let (requests, inbox) = mpsc::channel();
-        let waker = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(io::Error::from)?);
+        let waker = Arc::new(
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .map_err(io::Error::from)?,
+        );
         // Watching begins before the scan: what changes meanwhile is noticed.
         let watch = watch(&scope);
         let mut tracker = Tracker::new(journal, scope)?;
         tracker.scan(reason);
-        let mut point = FilesControlPoint { tracker, watch, inbox, waker: waker.clone(), waiting: Vec::new() };
+        let mut point = FilesControlPoint {
+            tracker,
+            watch,
+            inbox,
+            waker: waker.clone(),
+            waiting: Vec::new(),
+        };
         let body = move || {
             if let Err(error) = point.run() {
                 tracing::error!(%error, "the files control point ends");
@@ -178,7 +194,9 @@ impl FilesControlPoint {
     }
 
     fn read_notices(&mut self) -> Result<(), FilesError> {
-        let Some(watch) = &mut self.watch else { return Ok(()) };
+        let Some(watch) = &mut self.watch else {
+            return Ok(());
+        };
         loop {
             let notices = watch.read()?;
             if notices.is_empty() {
@@ -220,7 +238,8 @@ impl FilesControlPoint {
             Request::Report(kind, text, count) => self.tracker.report(kind, text, None, count),
             Request::BeginAnew(reason) => {
                 self.tracker.forget_all();
-                self.tracker.report(ControlKind::JournalTrouble, reason, None, 0);
+                self.tracker
+                    .report(ControlKind::JournalTrouble, reason, None, 0);
                 self.tracker.scan("the journal was begun anew");
             }
             Request::Stop => {}
@@ -232,11 +251,18 @@ impl FilesControlPoint {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let seq = self.tracker.journal().call(|journal| Ok(journal.last_seq()))?;
+        let seq = self
+            .tracker
+            .journal()
+            .call(|journal| Ok(journal.last_seq()))?;
         let scope = self.tracker.scope();
         let root = self.tracker.tree().root_hash(scope);
         for reply in self.waiting.drain(..) {
-            let _ = reply.send(RootAnswer { seq, root, scope: scope.clone() });
+            let _ = reply.send(RootAnswer {
+                seq,
+                root,
+                scope: scope.clone(),
+            });
         }
         Ok(())
     }
@@ -250,5 +276,7 @@ fn watch(scope: &Scope) -> Option<Fanotify> {
         }
         Ok(watch)
     });
-    watched.inspect_err(|error| tracing::warn!(%error, "no fanotify; scanning regularly instead")).ok()
+    watched
+        .inspect_err(|error| tracing::warn!(%error, "no fanotify; scanning regularly instead"))
+        .ok()
 }

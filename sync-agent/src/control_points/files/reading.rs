@@ -49,9 +49,10 @@ pub(crate) fn regular<E>(
         }
     }
     match beneath::stat_of(&file) {
-        Ok(after) if after == before && size == before.size => {
-            Ok(Reading::Stable(node(&before, Content::Regular { size, chunks }), before))
-        }
+        Ok(after) if after == before && size == before.size => Ok(Reading::Stable(
+            node(&before, Content::Regular { size, chunks }),
+            before,
+        )),
         Ok(_) => Ok(Reading::Changed),
         Err(error) => Ok(Reading::Unreadable(error)),
     }
@@ -68,7 +69,12 @@ pub(crate) fn directory(stat: &Stat) -> Node {
 }
 
 pub(crate) fn link(path: &PhonePath, stat: &Stat) -> io::Result<Node> {
-    Ok(node(stat, Content::Symlink { target: beneath::read_link(path)? }))
+    Ok(node(
+        stat,
+        Content::Symlink {
+            target: beneath::read_link(path)?,
+        },
+    ))
 }
 
 /// The names in a directory.
@@ -85,5 +91,11 @@ pub(crate) fn names(directory: &PhonePath) -> io::Result<BTreeSet<Vec<u8>>> {
 }
 
 fn node(stat: &Stat, content: Content) -> Node {
-    Node { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime_ns: stat.mtime_ns, content }
+    Node {
+        mode: stat.mode,
+        uid: stat.uid,
+        gid: stat.gid,
+        mtime_ns: stat.mtime_ns,
+        content,
+    }
 }

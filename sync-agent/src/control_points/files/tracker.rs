@@ -3,21 +3,22 @@
 //! Work comes as paths to look at and directories to walk; each look reads the truth, so it does not matter why or in
 //! which order. Steps are small, so that commands are not kept waiting by a scan.
 
+mod look;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use sync_protocol::event::{Control, ControlKind, FileChange, FileOp, Kind, Node};
+use sync_protocol::event::{Control, ControlKind, FileChange, FileOp, Kind};
 use sync_protocol::hash::Hash;
-use sync_protocol::limits::{FILE_CHUNKS_MAX, TEXT_BYTES_MAX};
+use sync_protocol::limits::TEXT_BYTES_MAX;
 use sync_protocol::path::PhonePath;
 use sync_protocol::scope::Scope;
 use sync_protocol::tree::FileKind;
 
 use super::fanotify::Notice;
-use super::known::{Known, KnownChange, KnownTree};
-use super::reading::{self, Reading};
-use crate::apply::is_unfinished;
-use crate::beneath::{self, Stat};
+use super::known::{KnownChange, KnownTree};
+use super::reading;
+use crate::beneath;
 use crate::clock;
 use crate::journal::{Draft, JournalError, JournalHandle, Limits};
 
@@ -29,8 +30,6 @@ const PENDING_CHUNK_BYTES_MAX: usize = 1024 * 1024;
 /// How long the journal is left alone after trouble: doubled each time, until there is none.
 const TROUBLE_WAIT: Duration = Duration::from_millis(200);
 const TROUBLE_DOUBLINGS_MAX: u32 = 7;
-/// How often a file that changes under the reader is read again before it is left for later.
-const READ_ATTEMPTS: usize = 5;
 /// Complaints remembered, so that each is made once.
 const COMPLAINTS_MAX: usize = 4096;
 /// Directories walked in one step.
@@ -98,7 +97,8 @@ struct Look {
 
 impl Tracker {
     pub(crate) fn new(journal: JournalHandle, scope: Scope) -> Result<Self, JournalError> {
-        let (tree, limits) = journal.call(|journal| Ok((journal.known_tree()?, journal.limits())))?;
+        let (tree, limits) =
+            journal.call(|journal| Ok((journal.known_tree()?, journal.limits())))?;
         let mut tracker = Self {
             journal,
             limits,
@@ -182,7 +182,10 @@ impl Tracker {
 
     /// Nothing is left to do.
     pub(crate) fn is_idle(&self) -> bool {
-        self.changed.is_empty() && self.walk.is_empty() && self.scan_due.is_none() && self.trouble.is_none()
+        self.changed.is_empty()
+            && self.walk.is_empty()
+            && self.scan_due.is_none()
+            && self.trouble.is_none()
     }
 
     /// There is work, but it has to wait for room or for the disk.
@@ -208,7 +211,9 @@ impl Tracker {
 
     /// Looks at `path` and commits, so that the known tree has it as it is now; false if the journal cannot take it.
     pub(crate) fn settle(&mut self, path: &PhonePath) -> bool {
-        let result = self.look(path, Look::default()).and_then(|()| self.commit());
+        let result = self
+            .look(path, Look::default())
+            .and_then(|()| self.commit());
         result.map_err(|halt| self.halt(halt)).is_ok()
     }
 
@@ -224,9 +229,20 @@ impl Tracker {
     }
 
     /// Records something about the agent itself.
-    pub(crate) fn report(&mut self, kind: ControlKind, mut text: String, path: Option<PhonePath>, count: u64) {
+    pub(crate) fn report(
+        &mut self,
+        kind: ControlKind,
+        mut text: String,
+        path: Option<PhonePath>,
+        count: u64,
+    ) {
         text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
-        self.draft(Kind::Control(Control { kind, text, path, count }));
+        self.draft(Kind::Control(Control {
+            kind,
+            text,
+            path,
+            count,
+        }));
     }
 
     fn try_step(&mut self) -> Result<(), Halt> {
@@ -270,7 +286,11 @@ impl Tracker {
             self.trouble = None;
             self.scan("after trouble with the journal");
         }
-        if self.has_room { Ok(()) } else { Err(Halt::NoRoom) }
+        if self.has_room {
+            Ok(())
+        } else {
+            Err(Halt::NoRoom)
+        }
     }
 
     fn halt(&mut self, halt: Halt) {
@@ -291,7 +311,8 @@ impl Tracker {
     fn distrust(&mut self, error: &JournalError) {
         tracing::warn!(%error, "cannot write the journal");
         self.trouble.get_or_insert_with(|| error.to_string());
-        self.retry_at = Instant::now() + TROUBLE_WAIT * (1 << self.troubles.min(TROUBLE_DOUBLINGS_MAX));
+        self.retry_at =
+            Instant::now() + TROUBLE_WAIT * (1 << self.troubles.min(TROUBLE_DOUBLINGS_MAX));
         self.troubles += 1;
         self.pending = Pending::default();
         match self.journal.call(|journal| journal.known_tree()) {
@@ -309,7 +330,13 @@ impl Tracker {
         }
         self.walk.clear();
         for root in self.scope.roots().to_vec() {
-            self.look(&root, Look { deep: true, resend: false })?;
+            self.look(
+                &root,
+                Look {
+                    deep: true,
+                    resend: false,
+                },
+            )?;
         }
         Ok(())
     }
@@ -319,12 +346,23 @@ impl Tracker {
             Ok(names) => names,
             Err(error) if beneath::is_absence(&error) => BTreeSet::new(),
             Err(error) => {
-                self.complain(&walk.directory, i64::MIN, ControlKind::FileSkipped, error.to_string());
+                self.complain(
+                    &walk.directory,
+                    i64::MIN,
+                    ControlKind::FileSkipped,
+                    error.to_string(),
+                );
                 return Ok(());
             }
         };
-        let look = Look { deep: walk.deep, resend: walk.resend };
-        let all: BTreeSet<Vec<u8>> = names.into_iter().chain(self.tree.names(&walk.directory)).collect();
+        let look = Look {
+            deep: walk.deep,
+            resend: walk.resend,
+        };
+        let all: BTreeSet<Vec<u8>> = names
+            .into_iter()
+            .chain(self.tree.names(&walk.directory))
+            .collect();
         for name in all {
             match walk.directory.join(&name) {
                 Ok(path) => {
@@ -334,7 +372,12 @@ impl Tracker {
                     }
                 }
                 Err(error) => {
-                    self.complain(&walk.directory, i64::MIN, ControlKind::FileSkipped, error.to_string());
+                    self.complain(
+                        &walk.directory,
+                        i64::MIN,
+                        ControlKind::FileSkipped,
+                        error.to_string(),
+                    );
                 }
             }
         }
@@ -349,7 +392,9 @@ impl Tracker {
 
     /// A rename keeps subtrees from being described again - if it is still what the disk shows.
     fn follow_rename(&mut self, from: &PhonePath, to: &PhonePath) {
-        let Some(known) = self.tree.get(from) else { return };
+        let Some(known) = self.tree.get(from) else {
+            return;
+        };
         let known_kind = known.entry.kind;
         let target_is_it = matches!(beneath::stat(to), Ok(Some(stat))
             if stat.inode == known.inode && stat.kind == Some(known.entry.kind));
@@ -358,8 +403,15 @@ impl Tracker {
             Ok(None) => true,
             Err(_) => false,
         };
-        let excludes_inside = self.scope.excludes().iter().any(|exclude| exclude.is_within(from) || exclude.is_within(to));
-        let parent_is_known = self.scope.roots().contains(to) || to.parent().is_some_and(|parent| self.tree.get(&parent).is_some());
+        let excludes_inside = self
+            .scope
+            .excludes()
+            .iter()
+            .any(|exclude| exclude.is_within(from) || exclude.is_within(to));
+        let parent_is_known = self.scope.roots().contains(to)
+            || to
+                .parent()
+                .is_some_and(|parent| self.tree.get(&parent).is_some());
         if target_is_it
             && source_is_gone
             && !excludes_inside
@@ -370,163 +422,23 @@ impl Tracker {
             && !to.is_within(from)
         {
             self.tree.rename(from, to);
-            self.pending.changes.push(KnownChange::Move(from.clone(), to.clone()));
+            self.pending
+                .changes
+                .push(KnownChange::Move(from.clone(), to.clone()));
             let op = FileOp::Rename { to: to.clone() };
-            self.draft(Kind::File(FileChange { path: from.clone(), op }));
+            self.draft(Kind::File(FileChange {
+                path: from.clone(),
+                op,
+            }));
             if known_kind == FileKind::Directory {
                 // The disk is ahead of the notices: what was last found at the old path may have been in a directory made
                 // there since.
-                self.walk.push(Walk { directory: to.clone(), deep: true, resend: false });
+                self.walk.push(Walk {
+                    directory: to.clone(),
+                    deep: true,
+                    resend: false,
+                });
             }
-        }
-    }
-
-    /// Compares one path with the disk. Errors only if it has to be done again later.
-    fn look(&mut self, path: &PhonePath, look: Look) -> Result<(), Halt> {
-        let path = &self.topmost_unknown(path);
-        if !self.scope.contains(path) || path.name().is_some_and(is_unfinished) {
-            return Ok(());
-        }
-        let stat = match beneath::stat(path) {
-            Ok(stat) => stat,
-            Err(error) => {
-                self.complain(path, i64::MIN, ControlKind::FileSkipped, error.to_string());
-                return Ok(());
-            }
-        };
-        match stat.and_then(|stat| Some((stat.kind?, stat))) {
-            None => self.gone(path),
-            Some((FileKind::Directory, stat)) => self.directory(path, &stat, look),
-            Some((FileKind::Symlink, stat)) => self.link(path, &stat, look),
-            Some((FileKind::Regular, stat)) => self.regular(path, &stat, look)?,
-        }
-        if self.pending.drafts.len() >= PENDING_EVENTS_MAX || self.pending.chunk_bytes >= PENDING_CHUNK_BYTES_MAX {
-            self.commit()?;
-        }
-        Ok(())
-    }
-
-    /// Parents are described before their children: the first directory on the way that is not known, or the path.
-    fn topmost_unknown(&self, path: &PhonePath) -> PhonePath {
-        let mut topmost = path.clone();
-        let mut next = path.parent();
-        while let Some(parent) = next.filter(|parent| self.scope.contains(parent)) {
-            if self.tree.get(&parent).is_none_or(|known| known.entry.kind != FileKind::Directory) {
-                topmost = parent.clone();
-            }
-            next = parent.parent();
-        }
-        topmost
-    }
-
-    fn gone(&mut self, path: &PhonePath) {
-        if self.tree.get(path).is_some() {
-            self.tree.forget(path);
-            self.pending.changes.push(KnownChange::Forget(path.clone()));
-            self.draft(Kind::File(FileChange { path: path.clone(), op: FileOp::Remove }));
-        }
-    }
-
-    fn directory(&mut self, path: &PhonePath, stat: &Stat, look: Look) {
-        let known = self.tree.get(path).copied();
-        let is_another = known.is_none_or(|known| known.entry.kind != FileKind::Directory || known.inode != stat.inode);
-        self.compare(path, reading::directory(stat), stat, look);
-        if is_another || look.deep {
-            self.walk.push(Walk { directory: path.clone(), deep: look.deep || is_another, resend: look.resend });
-        }
-    }
-
-    fn link(&mut self, path: &PhonePath, stat: &Stat, look: Look) {
-        match reading::link(path, stat) {
-            Ok(node) => self.compare(path, node, stat, look),
-            // It changed since: there will be another notice.
-            Err(_) => self.mark_unsettled(path),
-        }
-    }
-
-    fn regular(&mut self, path: &PhonePath, stat: &Stat, look: Look) -> Result<(), Halt> {
-        if !look.resend && self.tree.get(path).is_some_and(|known| known.is_still(stat)) {
-            return Ok(());
-        }
-        if stat.size > self.limits.files_bytes / 2 {
-            return Ok(self.too_large(path, stat));
-        }
-        for _ in 0..READ_ATTEMPTS {
-            let (chunks_before, bytes_before) = (self.pending.chunks.len(), self.pending.chunk_bytes);
-            let reading = self.read(path)?;
-            match reading {
-                Reading::Stable(node, _) if node.chunks().len() > FILE_CHUNKS_MAX => {
-                    return Ok(self.too_large(path, stat));
-                }
-                Reading::Stable(node, stat) => {
-                    if !self.is_news(path, &node, look) && self.pending.chunks.len() >= chunks_before {
-                        self.pending.chunks.truncate(chunks_before);
-                        self.pending.chunk_bytes = bytes_before;
-                    }
-                    return Ok(self.compare(path, node, &stat, look));
-                }
-                Reading::Changed => {}
-                Reading::Absent => return Ok(self.gone(path)),
-                Reading::Unreadable(error) => {
-                    let text = error.to_string();
-                    return Ok(self.complain(path, stat.ctime_ns, ControlKind::FileSkipped, text));
-                }
-            }
-        }
-        self.mark_unsettled(path);
-        self.complain(path, i64::MIN, ControlKind::FileSkipped, "kept changing while it was read".into());
-        Ok(())
-    }
-
-    /// Reads a file, staging its chunks in the journal as they get many.
-    fn read(&mut self, path: &PhonePath) -> Result<Reading, Halt> {
-        let Self { pending, journal, has_room, .. } = self;
-        reading::regular(path, |hash, bytes| {
-            pending.chunk_bytes += bytes.len();
-            pending.chunks.push((hash, bytes));
-            if pending.chunk_bytes < PENDING_CHUNK_BYTES_MAX {
-                return Ok(());
-            }
-            pending.chunk_bytes = 0;
-            let chunks = std::mem::take(&mut pending.chunks);
-            *has_room = journal.call(move |journal| {
-                journal.stage(&chunks)?;
-                journal.has_room_for_files()
-            })?;
-            if *has_room { Ok(()) } else { Err(Halt::NoRoom) }
-        })
-    }
-
-    fn too_large(&mut self, path: &PhonePath, stat: &Stat) {
-        // Left out on both sides, rather than kept as it once was.
-        self.gone(path);
-        self.complain(path, stat.ctime_ns, ControlKind::FileTooLarge, format!("{} bytes", stat.size));
-    }
-
-    fn is_news(&self, path: &PhonePath, node: &Node, look: Look) -> bool {
-        let Some(known) = self.tree.get(path) else { return true };
-        let entry = node.entry();
-        // A directory's time follows from its children.
-        let is_same_time = node.mtime_ns == known.mtime_ns || entry.kind == FileKind::Directory;
-        look.resend || entry != known.entry || !is_same_time
-    }
-
-    /// Makes an event of `node` if it differs from what is known.
-    fn compare(&mut self, path: &PhonePath, node: Node, stat: &Stat, look: Look) {
-        let known = Known::new(node.entry(), stat, clock::now().wall_us);
-        let before = self.tree.get(path).copied();
-        if before == Some(known) && !look.resend {
-            return;
-        }
-        let is_news = self.is_news(path, &node, look);
-        if before.is_some_and(|before| before.entry.kind != known.entry.kind) {
-            self.tree.forget(path);
-            self.pending.changes.push(KnownChange::Forget(path.clone()));
-        }
-        self.tree.insert(path.clone(), known);
-        self.pending.changes.push(KnownChange::Set(path.clone(), known));
-        if is_news {
-            self.draft(Kind::File(FileChange { path: path.clone(), op: FileOp::Put(node) }));
         }
     }
 
@@ -534,7 +446,10 @@ impl Tracker {
         if let (Some(scan), Kind::File(_)) = (&mut self.scan, &kind) {
             scan.differences += 1;
         }
-        self.pending.drafts.push(Draft { stamp: clock::now(), kind });
+        self.pending.drafts.push(Draft {
+            stamp: clock::now(),
+            kind,
+        });
     }
 
     fn mark_unsettled(&mut self, path: &PhonePath) {
@@ -557,7 +472,12 @@ impl Tracker {
     }
 
     fn commit(&mut self) -> Result<(), Halt> {
-        let Pending { drafts, chunks, changes, .. } = std::mem::take(&mut self.pending);
+        let Pending {
+            drafts,
+            chunks,
+            changes,
+            ..
+        } = std::mem::take(&mut self.pending);
         if drafts.is_empty() && changes.is_empty() {
             return Ok(());
         }

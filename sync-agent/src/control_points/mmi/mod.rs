@@ -59,9 +59,17 @@ impl MmiHandle {
 
 impl MmiThread {
     /// Follows the devices in `directory` (`/dev/input`).
-    pub(crate) fn start(journal: JournalHandle, directory: &Path, off: bool) -> io::Result<(MmiHandle, Self)> {
+    pub(crate) fn start(
+        journal: JournalHandle,
+        directory: &Path,
+        off: bool,
+    ) -> io::Result<(MmiHandle, Self)> {
         let waker = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let state = Arc::new(State { is_off: off.into(), is_stopped: false.into(), waker });
+        let state = Arc::new(State {
+            is_off: off.into(),
+            is_stopped: false.into(),
+            waker,
+        });
         let mut point = MmiControlPoint {
             journal,
             directory: directory.to_owned(),
@@ -105,7 +113,8 @@ impl MmiControlPoint {
         // Watching begins before looking, so that no device is missed between.
         let changes = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         // Permissions may be granted after the node was made.
-        let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVED_TO;
+        let flags =
+            AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVED_TO;
         if let Err(error) = changes.add_watch(&self.directory, flags) {
             tracing::warn!(directory = %self.directory.display(), %error, "no input devices to capture");
         }
@@ -130,7 +139,11 @@ impl MmiControlPoint {
             PollFd::new(self.state.waker.as_fd(), PollFlags::POLLIN),
             PollFd::new(changes.as_fd(), PollFlags::POLLIN),
         ];
-        sources.extend(self.devices.values().map(|source| PollFd::new(source.device.as_fd(), PollFlags::POLLIN)));
+        sources.extend(
+            self.devices
+                .values()
+                .map(|source| PollFd::new(source.device.as_fd(), PollFlags::POLLIN)),
+        );
         match poll(&mut sources, PollTimeout::NONE) {
             Ok(_) | Err(nix::Error::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -138,9 +151,13 @@ impl MmiControlPoint {
     }
 
     fn look_for_devices(&mut self) {
-        let Ok(entries) = std::fs::read_dir(&self.directory) else { return };
+        let Ok(entries) = std::fs::read_dir(&self.directory) else {
+            return;
+        };
         for path in entries.flatten().map(|entry| entry.path()) {
-            let is_event = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"event"));
+            let is_event = path
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"event"));
             if !is_event || self.devices.contains_key(&path) || self.devices.len() >= DEVICES_MAX {
                 continue;
             }
@@ -158,10 +175,15 @@ impl MmiControlPoint {
     /// None if the device is not one to capture.
     fn open(&mut self, path: &Path) -> io::Result<Option<Source>> {
         let device = Device::open(path)?;
-        if device.name().is_some_and(|name| name.starts_with(REMOTE_PREFIX)) {
+        if device
+            .name()
+            .is_some_and(|name| name.starts_with(REMOTE_PREFIX))
+        {
             return Ok(None);
         }
-        let Some(kind) = classify(&device) else { return Ok(None) };
+        let Some(kind) = classify(&device) else {
+            return Ok(None);
+        };
         device.set_nonblocking(true)?;
         let assembler = Assembler::new(kind, self.next_id, axes(&device, kind)?);
         self.next_id += 1;
@@ -180,8 +202,14 @@ impl MmiControlPoint {
                 }
             };
             for event in events {
-                let frame = source.assembler.push(event.event_type().0, event.code(), event.value());
-                drafts.extend(frame.map(|frame| Draft { stamp: clock::now(), kind: Kind::Mmi(frame) }));
+                let frame =
+                    source
+                        .assembler
+                        .push(event.event_type().0, event.code(), event.value());
+                drafts.extend(frame.map(|frame| Draft {
+                    stamp: clock::now(),
+                    kind: Kind::Mmi(frame),
+                }));
             }
             true
         });
@@ -192,8 +220,19 @@ impl MmiControlPoint {
         let frames = drafts.len() as u64;
         if self.lost > 0 {
             let text = "the journal was full or could not be written".into();
-            let control = Control { kind: ControlKind::MmiLost, text, path: None, count: self.lost };
-            drafts.insert(0, Draft { stamp: clock::now(), kind: Kind::Control(control) });
+            let control = Control {
+                kind: ControlKind::MmiLost,
+                text,
+                path: None,
+                count: self.lost,
+            };
+            drafts.insert(
+                0,
+                Draft {
+                    stamp: clock::now(),
+                    kind: Kind::Control(control),
+                },
+            );
         }
         match self.journal.call(move |journal| journal.append(drafts)) {
             Ok(_) => self.lost = 0,
@@ -209,10 +248,21 @@ impl MmiControlPoint {
 
 /// What a device is to the appliance; none for those without keys or positions.
 fn classify(device: &Device) -> Option<MmiDevice> {
-    let has_key = |code| device.supported_keys().is_some_and(|keys| keys.contains(code));
-    let has_axis = |code| device.supported_absolute_axes().is_some_and(|axes| axes.contains(code));
-    let moves = device.supported_relative_axes().is_some_and(|axes| axes.contains(RelativeAxisCode::REL_X));
-    let is_touch = has_axis(Abs::ABS_MT_POSITION_X) || (has_axis(Abs::ABS_X) && has_key(KeyCode::BTN_TOUCH));
+    let has_key = |code| {
+        device
+            .supported_keys()
+            .is_some_and(|keys| keys.contains(code))
+    };
+    let has_axis = |code| {
+        device
+            .supported_absolute_axes()
+            .is_some_and(|axes| axes.contains(code))
+    };
+    let moves = device
+        .supported_relative_axes()
+        .is_some_and(|axes| axes.contains(RelativeAxisCode::REL_X));
+    let is_touch =
+        has_axis(Abs::ABS_MT_POSITION_X) || (has_axis(Abs::ABS_X) && has_key(KeyCode::BTN_TOUCH));
     let is_pointer = has_key(KeyCode::BTN_LEFT) && (moves || has_axis(Abs::ABS_X));
     let events = device.supported_events();
     let is_keyboard = events.contains(EventType::KEY) || events.contains(EventType::SWITCH);
@@ -250,9 +300,14 @@ fn axes(device: &Device, kind: MmiDevice) -> io::Result<Axes> {
 /// The axes of the phone's own touch panel, for the remote one to be alike.
 pub(crate) fn own_panel(directory: &Path) -> Option<(u32, u32)> {
     let entries = std::fs::read_dir(directory).ok()?;
-    let devices = entries.flatten().filter_map(|entry| Device::open(entry.path()).ok());
+    let devices = entries
+        .flatten()
+        .filter_map(|entry| Device::open(entry.path()).ok());
     let mut touches = devices.filter(|device| {
-        classify(device) == Some(MmiDevice::Touch) && !device.name().unwrap_or_default().starts_with(REMOTE_PREFIX)
+        classify(device) == Some(MmiDevice::Touch)
+            && !device.name().unwrap_or_default().starts_with(REMOTE_PREFIX)
     });
-    touches.find_map(|device| axes(&device, MmiDevice::Touch).ok()).map(|axes| axes.maxima())
+    touches
+        .find_map(|device| axes(&device, MmiDevice::Touch).ok())
+        .map(|axes| axes.maxima())
 }

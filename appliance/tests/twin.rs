@@ -1,0 +1,195 @@
+//! Twins on the real machine and the real image, driven by a phone that is not there.
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use pollux::app::Appliance;
+use pollux::config::{StoreBackend, image_folder_default};
+use pollux::input::{self, Point};
+use pollux::twin::binary_beside_us;
+use serde_json::{Value, json};
+use support::{Client, FakePhone, config, control, event};
+use sync_protocol::event::{ControlKind, Frame, Kind};
+use sync_protocol::wire::{self, appliance_message::Message as FromAppliance, command, phone_message::Message as FromPhone};
+
+/// Where the handset's home has its notes, at 360 x 720.
+const NOTES: Point = Point { x: 303, y: 626 };
+const IMAGE: &str = "handset-arm64";
+
+/// Says by name what is missing, if something is.
+fn lacking() -> Option<String> {
+    let (image, binary) = (image_folder_default().join(IMAGE), binary_beside_us());
+    if let Err(error) = image_builder::Image::open(image) {
+        return Some(error.to_string());
+    }
+    (!binary.is_file()).then(|| format!("{} is not built", binary.display()))
+}
+
+async fn started(data: &Path, store: StoreBackend) -> Appliance {
+    let mut config = config(data, store);
+    config.images = image_folder_default();
+    config.lease_lifetime = Duration::from_secs(600);
+    Appliance::start(config).await.expect("started")
+}
+
+/// A phone that says it runs the real image.
+async fn phone(appliance: &Appliance) -> FakePhone {
+    let mut phone = FakePhone::new(appliance, "A");
+    phone.image = IMAGE.into();
+    let code = Client::admin(appliance).new_code().await;
+    assert!(phone.register(&code).await.expect("registered"));
+    phone
+}
+
+fn on_screen(frame: Frame) -> Kind {
+    Kind::Mmi(input::on_panel(frame, 360, 720))
+}
+
+/// The screen below its status bar, where the time is, once it has stood still for a while.
+async fn still(appliance: &Appliance) -> blake3::Hash {
+    const STATUS_BAR_ROWS: usize = 28;
+    const ROW_BYTES: usize = 1 + 3 * 360;
+    let id = appliance.services.phones.find("A").expect("phone").id;
+    let control = appliance.services.twins.control(&id).expect("the twin runs");
+    loop {
+        let generation = control.screen().await.expect("screen").generation;
+        if !control.screen_wait(generation, Duration::from_millis(1500)).await.expect("waited") {
+            let rows = rows(&control.screen_png().await.expect("screen").png);
+            assert_eq!(rows.len(), 720 * ROW_BYTES);
+            return blake3::hash(&rows[STATUS_BAR_ROWS * ROW_BYTES..]);
+        }
+    }
+}
+
+/// The rows of a PNG of one IDAT, as pollux-twin writes it.
+fn rows(png: &[u8]) -> Vec<u8> {
+    let length = u32::from_be_bytes(png[33..37].try_into().expect("length")) as usize;
+    let mut rows = Vec::new();
+    let mut data = flate2::read::ZlibDecoder::new(&png[41..41 + length]);
+    std::io::Read::read_to_end(&mut data, &mut rows).expect("zlib");
+    rows
+}
+
+fn alive(view: &Value) -> bool {
+    view["state"] == "running"
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_twin_follows_its_phone_and_survives_what_happens_to_it() {
+    if let Some(lacking) = lacking() {
+        eprintln!("skipped: {lacking}");
+        return;
+    }
+    let data = tempfile::tempdir().expect("folder");
+    let appliance = started(data.path(), StoreBackend::Sled).await;
+    let admin = Client::admin(&appliance);
+    let phone = phone(&appliance).await;
+    let (mut stream, _) = phone.stream(1, 100).await;
+    assert_eq!(admin.get("/api/phones/A/twin").await["state"], "stopped");
+    stream
+        .send_events(vec![
+            control(1, ControlKind::Started, "pollux-agent test, boot 0123456789"),
+            control(2, ControlKind::ScanDone, ""),
+        ])
+        .await;
+    assert_eq!(stream.acked().await, 2);
+
+    // It starts by itself once the phone's files are known.
+    admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 2).await;
+    let home = still(&appliance).await;
+    stream.send_events(vec![event(3, on_screen(input::touch_down(NOTES, 1))), event(4, on_screen(input::touch_up()))]).await;
+    assert_eq!(stream.acked().await, 4);
+    admin.phone_when("A", |view| view["twin"]["position"] == 4).await;
+    let notes = still(&appliance).await;
+    assert_ne!(notes, home, "the tap opened something");
+
+    // Parked and resumed, it is where it was.
+    admin.post("/api/phones/A/twin/park", json!({})).await;
+    assert_eq!(admin.get("/api/phones/A/twin").await["state"], "parked");
+    assert_eq!(admin.call("GET", "/api/phones/A/twin/screen.png", None).await.0, 503);
+    admin.post("/api/phones/A/twin/start", json!({})).await;
+    assert_eq!(still(&appliance).await, notes);
+    let picture = admin.request("GET", "/api/phones/A/twin/screen.png").send().await.expect("answer");
+    assert!(picture.bytes().await.expect("PNG").starts_with(b"\x89PNG"));
+
+    // Killed, it is noticed, started again, and comes to the same screen.
+    let pid = admin.get("/api/phones/A/twin").await["pid"].as_i64().expect("pid");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("killed");
+    admin.phone_when("A", |view| view["twin"]["restarts"] == 1).await;
+    admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 4).await;
+    assert_eq!(still(&appliance).await, notes);
+
+    let pid = admin.get("/api/phones/A/twin").await["pid"].as_i64().expect("pid");
+    appliance.shutdown().await;
+    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "a process is left behind");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_leads_and_the_phone_follows() {
+    if let Some(lacking) = lacking() {
+        eprintln!("skipped: {lacking}");
+        return;
+    }
+    let data = tempfile::tempdir().expect("folder");
+    let appliance = started(data.path(), StoreBackend::Memory).await;
+    let admin = Client::admin(&appliance);
+    for name in ["ann", "bob"] {
+        admin.post("/api/users", json!({"name": name, "role": "helpdesk", "password": "long enough"})).await;
+    }
+    let login = async |name: &str| {
+        let reply = admin.post("/api/login", json!({"user": name, "password": "long enough"})).await;
+        admin.with_token(reply["token"].as_str().expect("token"))
+    };
+    let (ann, bob) = (login("ann").await, login("bob").await);
+    let phone = phone(&appliance).await;
+    let (mut stream, _) = phone.stream(1, 100).await;
+    stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
+    assert_eq!(stream.acked().await, 1);
+    admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 1).await;
+    let home = still(&appliance).await;
+
+    assert_eq!(ann.call("PUT", "/api/phones/A/drive", None).await.0, 200);
+    assert_eq!(bob.call("PUT", "/api/phones/A/drive", None).await.0, 409);
+    let tap = json!({"actions": [{"tap": {"x": NOTES.x, "y": NOTES.y}}]});
+    assert_eq!(bob.call("POST", "/api/phones/A/drive/input", Some(tap.clone())).await.0, 409);
+    assert_eq!(ann.call("POST", "/api/phones/A/drive/input", Some(tap)).await.0, 204);
+
+    // The phone is told of the lease, then given the frames, which the twin is given as well.
+    let mut frames = 0;
+    let mut led = false;
+    while frames < 2 {
+        let FromAppliance::Command(asked) = stream.next().await.expect("a command") else { panic!("no command") };
+        match asked.command {
+            Some(command::Command::Lease(lease)) => {
+                assert!(lease.on && lease.operator == "ann");
+                led = true;
+            }
+            Some(command::Command::Input(input)) => {
+                assert!(led && input.frames.iter().all(|frame| frame.x_max == 359 && frame.y_max == 719));
+                frames += input.frames.len();
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+        let done = wire::CommandResult {
+            command_id: asked.id,
+            status: wire::CommandStatus::Done.into(),
+            ..Default::default()
+        };
+        stream.send(FromPhone::Result(done)).await;
+    }
+    admin.phone_when("A", |view| view["twin"]["position"] == view["sync"]["position"]).await;
+    assert_ne!(still(&appliance).await, home);
+    let log = admin.get("/api/phones/A/log").await;
+    let ours = log["events"].as_array().expect("events").iter().filter(|e| e["origin"] == "helpdesk");
+    assert!(ours.filter(|e| e["kind"] == "mmi").count() == 2, "{log}");
+
+    assert_eq!(ann.call("DELETE", "/api/phones/A/drive", None).await.0, 204);
+    admin.phone_when("A", |view| view["lease"].is_null()).await;
+    let FromAppliance::Command(asked) = stream.next().await.expect("a command") else { panic!("no command") };
+    assert!(matches!(asked.command, Some(command::Command::Lease(wire::Lease { on: false, .. }))));
+    assert_eq!(bob.call("PUT", "/api/phones/A/drive", None).await.0, 200);
+    appliance.shutdown().await;
+}

@@ -1,0 +1,218 @@
+//! One look: what is at a path, compared with what is known of it.
+
+use sync_protocol::event::{ControlKind, FileChange, FileOp, Kind, Node};
+use sync_protocol::limits::FILE_CHUNKS_MAX;
+use sync_protocol::path::PhonePath;
+use sync_protocol::tree::FileKind;
+
+use super::{Halt, Look, PENDING_CHUNK_BYTES_MAX, PENDING_EVENTS_MAX, Tracker, Walk};
+use crate::apply::is_unfinished;
+use crate::beneath::{self, Stat};
+use crate::clock;
+use crate::control_points::files::known::{Known, KnownChange};
+use crate::control_points::files::reading::{self, Reading};
+
+/// How often a file that changes under the reader is read again before it is left for later.
+const READ_ATTEMPTS: usize = 5;
+
+impl Tracker {
+    /// Compares one path with the disk. Errors only if it has to be done again later.
+    pub(super) fn look(&mut self, path: &PhonePath, look: Look) -> Result<(), Halt> {
+        let path = &self.topmost_unknown(path);
+        if !self.scope.contains(path) || path.name().is_some_and(is_unfinished) {
+            return Ok(());
+        }
+        let stat = match beneath::stat(path) {
+            Ok(stat) => stat,
+            Err(error) => {
+                self.complain(path, i64::MIN, ControlKind::FileSkipped, error.to_string());
+                return Ok(());
+            }
+        };
+        match stat.and_then(|stat| Some((stat.kind?, stat))) {
+            None => self.gone(path),
+            Some((FileKind::Directory, stat)) => self.directory(path, &stat, look),
+            Some((FileKind::Symlink, stat)) => self.link(path, &stat, look),
+            Some((FileKind::Regular, stat)) => self.regular(path, &stat, look)?,
+        }
+        if self.pending.drafts.len() >= PENDING_EVENTS_MAX
+            || self.pending.chunk_bytes >= PENDING_CHUNK_BYTES_MAX
+        {
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Parents are described before their children: the first directory on the way that is not known, or the path.
+    fn topmost_unknown(&self, path: &PhonePath) -> PhonePath {
+        let mut topmost = path.clone();
+        let mut next = path.parent();
+        while let Some(parent) = next.filter(|parent| self.scope.contains(parent)) {
+            if self
+                .tree
+                .get(&parent)
+                .is_none_or(|known| known.entry.kind != FileKind::Directory)
+            {
+                topmost = parent.clone();
+            }
+            next = parent.parent();
+        }
+        topmost
+    }
+
+    fn gone(&mut self, path: &PhonePath) {
+        if self.tree.get(path).is_some() {
+            self.tree.forget(path);
+            self.pending.changes.push(KnownChange::Forget(path.clone()));
+            self.draft(Kind::File(FileChange {
+                path: path.clone(),
+                op: FileOp::Remove,
+            }));
+        }
+    }
+
+    fn directory(&mut self, path: &PhonePath, stat: &Stat, look: Look) {
+        let known = self.tree.get(path).copied();
+        let is_another = known.is_none_or(|known| {
+            known.entry.kind != FileKind::Directory || known.inode != stat.inode
+        });
+        self.compare(path, reading::directory(stat), stat, look);
+        if is_another || look.deep {
+            self.walk.push(Walk {
+                directory: path.clone(),
+                deep: look.deep || is_another,
+                resend: look.resend,
+            });
+        }
+    }
+
+    fn link(&mut self, path: &PhonePath, stat: &Stat, look: Look) {
+        match reading::link(path, stat) {
+            Ok(node) => self.compare(path, node, stat, look),
+            // It changed since: there will be another notice.
+            Err(_) => self.mark_unsettled(path),
+        }
+    }
+
+    fn regular(&mut self, path: &PhonePath, stat: &Stat, look: Look) -> Result<(), Halt> {
+        if !look.resend
+            && self
+                .tree
+                .get(path)
+                .is_some_and(|known| known.is_still(stat))
+        {
+            return Ok(());
+        }
+        if stat.size > self.limits.files_bytes / 2 {
+            self.too_large(path, stat);
+            return Ok(());
+        }
+        for _ in 0..READ_ATTEMPTS {
+            let (chunks_before, bytes_before) =
+                (self.pending.chunks.len(), self.pending.chunk_bytes);
+            let reading = self.read(path)?;
+            match reading {
+                Reading::Changed => continue,
+                Reading::Stable(node, _) if node.chunks().len() > FILE_CHUNKS_MAX => {
+                    self.too_large(path, stat)
+                }
+                Reading::Stable(node, stat) => {
+                    if !self.is_news(path, &node, look)
+                        && self.pending.chunks.len() >= chunks_before
+                    {
+                        self.pending.chunks.truncate(chunks_before);
+                        self.pending.chunk_bytes = bytes_before;
+                    }
+                    self.compare(path, node, &stat, look);
+                }
+                Reading::Absent => self.gone(path),
+                Reading::Unreadable(error) => {
+                    self.complain(
+                        path,
+                        stat.ctime_ns,
+                        ControlKind::FileSkipped,
+                        error.to_string(),
+                    );
+                }
+            }
+            return Ok(());
+        }
+        self.mark_unsettled(path);
+        self.complain(
+            path,
+            i64::MIN,
+            ControlKind::FileSkipped,
+            "kept changing while it was read".into(),
+        );
+        Ok(())
+    }
+
+    /// Reads a file, staging its chunks in the journal as they get many.
+    fn read(&mut self, path: &PhonePath) -> Result<Reading, Halt> {
+        let Self {
+            pending,
+            journal,
+            has_room,
+            ..
+        } = self;
+        reading::regular(path, |hash, bytes| {
+            pending.chunk_bytes += bytes.len();
+            pending.chunks.push((hash, bytes));
+            if pending.chunk_bytes < PENDING_CHUNK_BYTES_MAX {
+                return Ok(());
+            }
+            pending.chunk_bytes = 0;
+            let chunks = std::mem::take(&mut pending.chunks);
+            *has_room = journal.call(move |journal| {
+                journal.stage(&chunks)?;
+                journal.has_room_for_files()
+            })?;
+            if *has_room { Ok(()) } else { Err(Halt::NoRoom) }
+        })
+    }
+
+    fn too_large(&mut self, path: &PhonePath, stat: &Stat) {
+        // Left out on both sides, rather than kept as it once was.
+        self.gone(path);
+        self.complain(
+            path,
+            stat.ctime_ns,
+            ControlKind::FileTooLarge,
+            format!("{} bytes", stat.size),
+        );
+    }
+
+    fn is_news(&self, path: &PhonePath, node: &Node, look: Look) -> bool {
+        let Some(known) = self.tree.get(path) else {
+            return true;
+        };
+        let entry = node.entry();
+        // A directory's time follows from its children.
+        let is_same_time = node.mtime_ns == known.mtime_ns || entry.kind == FileKind::Directory;
+        look.resend || entry != known.entry || !is_same_time
+    }
+
+    /// Makes an event of `node` if it differs from what is known.
+    fn compare(&mut self, path: &PhonePath, node: Node, stat: &Stat, look: Look) {
+        let known = Known::new(node.entry(), stat, clock::now().wall_us);
+        let before = self.tree.get(path).copied();
+        if before == Some(known) && !look.resend {
+            return;
+        }
+        let is_news = self.is_news(path, &node, look);
+        if before.is_some_and(|before| before.entry.kind != known.entry.kind) {
+            self.tree.forget(path);
+            self.pending.changes.push(KnownChange::Forget(path.clone()));
+        }
+        self.tree.insert(path.clone(), known);
+        self.pending
+            .changes
+            .push(KnownChange::Set(path.clone(), known));
+        if is_news {
+            self.draft(Kind::File(FileChange {
+                path: path.clone(),
+                op: FileOp::Put(node),
+            }));
+        }
+    }
+}
