@@ -23,7 +23,7 @@ const UNSAFE: &[&str] = &[
     "vmm/src/memory.rs",
     "vmm/src/vcpu/kvm.rs",
     "emulator/src/engine.rs",
-    "sync-agent/src/control_points/fanotify.rs",
+    "sync-agent/src/control_points/files/fanotify.rs",
 ];
 
 fn root() -> &'static Path {
