@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
+
+/// One appliance at a time: each has two emulated machines, and this host may have two processors.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// How long anything may take before a test gives up: an emulated phone on a busy machine is slow.
 pub const PATIENCE: Duration = Duration::from_secs(240);
@@ -105,14 +109,17 @@ pub struct Appliance {
     pub ca_sha256: String,
     client: Client,
     token: String,
+    turn: MutexGuard<'static, ()>,
 }
 
 impl Appliance {
     pub fn start() -> Result<Appliance> {
-        Self::start_in(tempfile::tempdir()?, "127.0.0.1:0", "127.0.0.1:0")
+        // A test that failed has poisoned it; the next one is none the worse.
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::start_in(tempfile::tempdir()?, "127.0.0.1:0", "127.0.0.1:0", turn)
     }
 
-    fn start_in(data: tempfile::TempDir, http: &str, sync: &str) -> Result<Appliance> {
+    fn start_in(data: tempfile::TempDir, http: &str, sync: &str, turn: MutexGuard<'static, ()>) -> Result<Appliance> {
         let endpoint = data.path().join("appliance.json");
         // One that was killed leaves it behind.
         if endpoint.exists() {
@@ -135,7 +142,7 @@ impl Appliance {
         let client = Client::builder().add_root_certificate(ca).timeout(PATIENCE).build()?;
         let token = std::fs::read_to_string(data.path().join("cli.token"))?.trim().to_owned();
         let (console, sync, ca_sha256) = (text("console")?, text("sync")?, text("ca_sha256")?);
-        Ok(Appliance { process, data, console, sync, ca_sha256, client, token })
+        Ok(Appliance { process, data, console, sync, ca_sha256, client, token, turn })
     }
 
     pub fn data(&self) -> &Path {
@@ -170,17 +177,10 @@ impl Appliance {
         Ok(std::fs::read_to_string(path)?.split_whitespace().filter_map(|id| id.parse().ok()).collect())
     }
 
-    /// kill -9, then starts again on the same data and addresses.
-    pub fn killed_and_restarted(mut self) -> Result<Appliance> {
-        self.process.kill()?;
-        let (http, sync) = (self.console.clone(), self.sync.clone());
-        Self::start_in(self.data, &http, &sync)
-    }
-
     /// kill -9; [`Down::start`] starts it again.
     pub fn kill(mut self) -> Result<Down> {
         self.process.kill()?;
-        Ok(Down { data: self.data, http: self.console, sync: self.sync })
+        Ok(Down { data: self.data, http: self.console, sync: self.sync, turn: self.turn })
     }
 
     /// Ctrl-C; everything it has started must be gone.
@@ -261,6 +261,7 @@ pub struct Down {
     data: tempfile::TempDir,
     http: String,
     sync: String,
+    turn: MutexGuard<'static, ()>,
 }
 
 impl Down {
@@ -269,6 +270,6 @@ impl Down {
     }
 
     pub fn start(self) -> Result<Appliance> {
-        Appliance::start_in(self.data, &self.http, &self.sync)
+        Appliance::start_in(self.data, &self.http, &self.sync, self.turn)
     }
 }
