@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -63,7 +63,8 @@ pub async fn serve(machine: UnixStream, reach: Reach) -> io::Result<()> {
     let (frames, mut frames_out) = mpsc::channel::<Vec<u8>>(PACKETS_QUEUED_MAX);
     let (packets, packets_in) = mpsc::channel::<Vec<u8>>(PACKETS_QUEUED_MAX);
     let reach = Arc::new(reach);
-    let link = Link { reach: reach.clone(), frames: frames.clone(), packets };
+    let machine = Arc::new(Mutex::new(EthernetAddress::BROADCAST));
+    let link = Link { machine: machine.clone(), reach: reach.clone(), frames: frames.clone(), packets };
 
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -73,7 +74,7 @@ pub async fn serve(machine: UnixStream, reach: Reach) -> io::Result<()> {
             }
         }
     });
-    tasks.spawn(translate(PacketDevice { packets: packets_in, frames: tokio_util::sync::PollSender::new(frames) }, reach));
+    tasks.spawn(translate(PacketDevice { machine, packets: packets_in, frames: tokio_util::sync::PollSender::new(frames) }, reach));
 
     // Dropping the set at the end aborts both tasks, and with them the connections.
     while let Some(frame) = ethernet::read_frame(&mut from_machine).await? {
@@ -84,6 +85,8 @@ pub async fn serve(machine: UnixStream, reach: Reach) -> io::Result<()> {
 
 /// The gateway's end of the wire.
 struct Link {
+    /// The machine's address, as its packets tell. A guest drops TCP that is not addressed to itself.
+    machine: Arc<Mutex<EthernetAddress>>,
     reach: Arc<Reach>,
     frames: mpsc::Sender<Vec<u8>>,
     packets: mpsc::Sender<Vec<u8>>,
@@ -110,6 +113,7 @@ impl Link {
                     tracing::debug!(%to, "out of this machine's reach");
                     return;
                 }
+                *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = machine;
                 // An Ethernet frame may be padded; the packet's own length counts. A full queue drops, TCP retries.
                 let packet = payload[..usize::from(packet.total_len())].to_vec();
                 drop(self.packets.try_send(packet));
@@ -196,6 +200,7 @@ async fn carry(mut guest: IpStackTcpStream, target: SocketAddr) -> io::Result<()
 
 /// The link as the IP stack wants it: a device of which each read and each write is one IP packet.
 struct PacketDevice {
+    machine: Arc<Mutex<EthernetAddress>>,
     packets: mpsc::Receiver<Vec<u8>>,
     frames: tokio_util::sync::PollSender<Vec<u8>>,
 }
@@ -218,8 +223,8 @@ impl AsyncWrite for PacketDevice {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, packet: &[u8]) -> Poll<io::Result<usize>> {
         let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         std::task::ready!(self.frames.poll_reserve(cx)).map_err(gone)?;
-        // One machine is on the link, so its frames may be broadcast.
-        let frame = ethernet::frame(GATEWAY_MAC, EthernetAddress::BROADCAST, EthernetProtocol::Ipv4, packet);
+        let machine = *self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        let frame = ethernet::frame(GATEWAY_MAC, machine, EthernetProtocol::Ipv4, packet);
         self.frames.send_item(frame).map_err(gone)?;
         Poll::Ready(Ok(packet.len()))
     }
