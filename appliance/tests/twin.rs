@@ -10,12 +10,15 @@ use pollux::config::{StoreBackend, image_folder_default};
 use pollux::input::{self, Point};
 use pollux::twin::binary_beside_us;
 use serde_json::{Value, json};
-use support::{Client, FakePhone, config, control, event};
+use support::{Client, FakePhone, Stream, config, control, event};
+use sync_protocol::chunking;
 use sync_protocol::event::{ControlKind, Frame, Kind};
 use sync_protocol::wire::{self, appliance_message::Message as FromAppliance, command, phone_message::Message as FromPhone};
 
 /// Where the handset's home has its notes, at 360 x 720.
 const NOTES: Point = Point { x: 303, y: 626 };
+const NEW_NOTE: Point = Point { x: 316, y: 632 };
+const BACK: Point = Point { x: 40, y: 701 };
 const IMAGE: &str = "handset-arm64";
 
 /// Says by name what is missing, if something is.
@@ -127,6 +130,37 @@ async fn a_twin_follows_its_phone_and_survives_what_happens_to_it() {
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "a process is left behind");
 }
 
+/// Answers every command until `wanted` takes one, which it gives back; input and leases are done at once.
+async fn answer_until<T>(stream: &mut Stream, mut wanted: impl FnMut(&wire::Command) -> Option<T>) -> (u64, T) {
+    loop {
+        let FromAppliance::Command(asked) = stream.next().await.expect("a command") else { panic!("no command") };
+        if let Some(taken) = wanted(&asked) {
+            return (asked.id, taken);
+        }
+        assert!(matches!(asked.command, Some(command::Command::Input(_) | command::Command::Lease(_))), "{asked:?}");
+        answer(stream, asked.id, None).await;
+    }
+}
+
+async fn answer(stream: &Stream, id: u64, changes: Option<wire::ChangeStatus>) {
+    let change = |status: wire::ChangeStatus| wire::ChangeResult { status: status.into(), ..Default::default() };
+    let result = wire::CommandResult {
+        command_id: id,
+        status: wire::CommandStatus::Done.into(),
+        changes: changes.into_iter().map(change).collect(),
+        ..Default::default()
+    };
+    stream.send(FromPhone::Result(result)).await;
+}
+
+/// The one change of an Apply.
+fn applied(asked: &wire::Command) -> Option<wire::AppliedChange> {
+    match &asked.command {
+        Some(command::Command::Apply(apply)) => Some(apply.changes[0].clone()),
+        _ => None,
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_leads_and_the_phone_follows() {
     if let Some(lacking) = lacking() {
@@ -158,38 +192,68 @@ async fn an_operator_leads_and_the_phone_follows() {
     assert_eq!(ann.call("POST", "/api/phones/A/drive/input", Some(tap)).await.0, 204);
 
     // The phone is told of the lease, then given the frames, which the twin is given as well.
-    let mut frames = 0;
-    let mut led = false;
-    while frames < 2 {
-        let FromAppliance::Command(asked) = stream.next().await.expect("a command") else { panic!("no command") };
-        match asked.command {
-            Some(command::Command::Lease(lease)) => {
-                assert!(lease.on && lease.operator == "ann");
-                led = true;
-            }
-            Some(command::Command::Input(input)) => {
-                assert!(led && input.frames.iter().all(|frame| frame.x_max == 359 && frame.y_max == 719));
-                frames += input.frames.len();
-            }
-            other => panic!("unexpected {other:?}"),
-        }
-        let done = wire::CommandResult {
-            command_id: asked.id,
-            status: wire::CommandStatus::Done.into(),
-            ..Default::default()
-        };
-        stream.send(FromPhone::Result(done)).await;
-    }
-    admin.phone_when("A", |view| view["twin"]["position"] == view["sync"]["position"]).await;
+    let (id, lease) = answer_until(&mut stream, |asked| match &asked.command {
+        Some(command::Command::Lease(lease)) => Some(lease.clone()),
+        _ => None,
+    })
+    .await;
+    assert!(lease.on && lease.operator == "ann");
+    answer(&stream, id, None).await;
+    let (id, input) = answer_until(&mut stream, |asked| match &asked.command {
+        Some(command::Command::Input(input)) => Some(input.clone()),
+        _ => None,
+    })
+    .await;
+    assert!(input.frames.iter().all(|frame| frame.x_max == 359 && frame.y_max == 719));
+    answer(&stream, id, None).await;
     assert_ne!(still(&appliance).await, home);
-    let log = admin.get("/api/phones/A/log").await;
-    let ours = log["events"].as_array().expect("events").iter().filter(|e| e["origin"] == "helpdesk");
-    assert!(ours.filter(|e| e["kind"] == "mmi").count() == 2, "{log}");
+
+    // What the twin writes and the phone does not do by itself, the phone is told.
+    for action in [json!({"tap": {"x": NEW_NOTE.x, "y": NEW_NOTE.y}}), json!({"text": "hello"}), json!({"tap": {"x": BACK.x, "y": BACK.y}})] {
+        let input = json!({"actions": [action]});
+        assert_eq!(ann.call("POST", "/api/phones/A/drive/input", Some(input)).await.0, 204);
+        still(&appliance).await;
+    }
+    let (id, change) = answer_until(&mut stream, |asked| applied(asked).filter(is_note)).await;
+    let change = change.change.expect("a change");
+    let Some(wire::file_change::Op::Put(put)) = change.op else { panic!("no put") };
+    let hashes = put.chunks.iter().map(|chunk| chunk.hash.clone()).collect();
+    stream.send(FromPhone::NeedChunks(wire::NeedChunks { hashes })).await;
+    let FromAppliance::Chunks(chunks) = stream.next().await.expect("chunks") else { panic!("no chunks") };
+    let (_, bytes) = chunking::unpack(&chunks.chunks[0]).expect("a chunk");
+    assert!(bytes.starts_with(b"hello"), "{}", bytes.escape_ascii());
+    answer(&stream, id, Some(wire::ChangeStatus::Conflict)).await;
+
+    // The phone has something else there: it is read again, and the conflict is shown until dismissed.
+    let (id, path) = answer_until(&mut stream, |asked| match &asked.command {
+        Some(command::Command::Rescan(rescan)) => Some(rescan.path.clone()),
+        _ => None,
+    })
+    .await;
+    assert_eq!(path, change.path);
+    answer(&stream, id, None).await;
+    admin.phone_when("A", |view| view["conflicts"] == 1).await;
+    let conflicts = admin.get("/api/phones/A/conflicts").await;
+    let conflict = &conflicts["conflicts"][0];
+    let version = format!("path={}&position={}", conflict["path"].as_str().expect("path"), conflict["our_position"]);
+    let ours = admin.request("GET", &format!("/api/phones/A/files/content?{version}")).send().await.expect("answer");
+    assert!(ours.bytes().await.expect("content").starts_with(b"hello"));
+    let dismiss = format!("/api/phones/A/conflicts/{}", conflict["id"]);
+    assert_eq!(ann.call("DELETE", &dismiss, None).await.0, 204);
+    assert_eq!(admin.get("/api/phones/A").await["conflicts"], 0);
 
     assert_eq!(ann.call("DELETE", "/api/phones/A/drive", None).await.0, 204);
     admin.phone_when("A", |view| view["lease"].is_null()).await;
-    let FromAppliance::Command(asked) = stream.next().await.expect("a command") else { panic!("no command") };
-    assert!(matches!(asked.command, Some(command::Command::Lease(wire::Lease { on: false, .. }))));
+    answer_until(&mut stream, |asked| match &asked.command {
+        Some(command::Command::Lease(lease)) if !lease.on => Some(()),
+        _ => None,
+    })
+    .await;
     assert_eq!(bob.call("PUT", "/api/phones/A/drive", None).await.0, 200);
     appliance.shutdown().await;
+}
+
+fn is_note(change: &wire::AppliedChange) -> bool {
+    let path = change.change.as_ref().map(|change| change.path.as_slice()).unwrap_or_default();
+    path.starts_with(b"/home/user/Notes/") && path.ends_with(b".txt")
 }

@@ -96,7 +96,7 @@ pub fn main() -> ExitCode {
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("pollux: {error:#}");
+            eprintln!("pollux: {}", crate::chain::Chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
