@@ -1,8 +1,8 @@
-//! The embedded backend: sled for log and records, files for blobs, one directory, one process.
+//! The embedded backend: sled for log and records, pack files for blobs, one directory, one process.
 //!
 //!     DIR/LOCK     held while open
 //!     DIR/sled/    tree `log`: batches of events; trees `kv/BUCKET`: records
-//!     DIR/blobs/   see files.rs
+//!     DIR/blobs/   see packs.rs
 //!
 //! A log record holds a run of events: key `phone 00 first-seq(8, big-endian)`, value per event
 //! `length(4, little-endian) bytes`. Runs rather than single events: sled's cost is per record.
@@ -16,8 +16,8 @@ use bytes::{Buf, BufMut, Bytes};
 use tokio::sync::watch;
 
 use crate::commit::GroupCommit;
-use crate::files::FileBlobs;
 use crate::limits::{check_batch, check_record};
+use crate::packs::{PACK_BYTES, PackBlobs};
 use crate::{Kv, KvChange, Log, PhoneId, Result, Store, StoreError};
 
 /// A record takes further events until it has this many bytes.
@@ -45,10 +45,7 @@ impl Default for EmbeddedOptions {
 pub(crate) fn open(dir: &Path, options: EmbeddedOptions) -> Result<Store> {
     create_dir(dir)?;
     let lock = lock_dir(dir)?;
-    let space = Space {
-        dir: dir.to_owned(),
-        reserve_bytes: options.reserve_bytes,
-    };
+    let space = Space::new(dir, options.reserve_bytes);
     let sled = sled::Config::new()
         .path(dir.join("sled"))
         .cache_capacity(options.cache_bytes)
@@ -74,7 +71,12 @@ pub(crate) fn open(dir: &Path, options: EmbeddedOptions) -> Result<Store> {
             phones: Mutex::default(),
         }),
         kv: Arc::new(EmbeddedKv { database }),
-        blobs: Arc::new(FileBlobs::open(&dir.join("blobs"), space, lock)?),
+        blobs: Arc::new(PackBlobs::open(
+            &dir.join("blobs"),
+            space,
+            lock,
+            PACK_BYTES,
+        )?),
     })
 }
 
@@ -102,6 +104,23 @@ pub(crate) struct Space {
 }
 
 impl Space {
+    pub(crate) fn new(dir: &Path, reserve_bytes: u64) -> Self {
+        Space {
+            dir: dir.to_owned(),
+            reserve_bytes,
+        }
+    }
+
+    /// The error of a write of `bytes` for which there was no room after all.
+    pub(crate) fn full(&self, bytes: usize) -> StoreError {
+        let dir = self.dir.clone();
+        self.check(bytes).err().unwrap_or(StoreError::DiskFull {
+            dir,
+            free_bytes: 0,
+            needed_bytes: bytes as u64,
+        })
+    }
+
     /// Fails when writing `bytes` would eat into the reserve.
     pub(crate) fn check(&self, bytes: usize) -> Result<()> {
         let status = nix::sys::statvfs::statvfs(&self.dir).map_err(|errno| {

@@ -1,6 +1,6 @@
 //! What the appliance keeps: the phones' logs, small keyed records, and content-addressed blobs.
 //!
-//! Three traits, each with a memory and an embedded (sled and plain files) backend, all passing one
+//! Three traits, each with a memory and an embedded (sled and pack files) backend, all passing one
 //! suite (`tests/suite.rs`):
 //!
 //! - [`Log`]: per phone, events in order, `seq` from 1 without gaps. Ground state.
@@ -17,10 +17,10 @@
 mod commit;
 mod embedded;
 mod error;
-mod files;
 mod hash;
 mod limits;
 mod memory;
+mod packs;
 mod phone;
 
 use std::path::Path;
@@ -174,7 +174,7 @@ impl Store {
         }
     }
 
-    /// Opens or creates the embedded store in `dir`: sled for log and records, files for blobs.
+    /// Opens or creates the embedded store in `dir`: sled for log and records, pack files for blobs.
     ///
     /// Fails with [`StoreError::Locked`] when another process has it open. The lock is released when
     /// the last clone is dropped.
