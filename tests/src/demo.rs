@@ -4,12 +4,16 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::appliance::{Appliance, Process, binary, wait_for};
 use crate::targets::Targets;
+
+/// How long a finger rests on the glass.
+const TAP: Duration = Duration::from_millis(60);
 
 /// A running demo phone.
 pub struct DemoPhone {
@@ -78,6 +82,8 @@ impl DemoPhone {
     pub fn tap(&mut self, x: u32, y: u32) -> Result<()> {
         let before = self.generation()?;
         self.frame("touch", json!([[3, 0x2f, 0], [3, 0x39, 1], [3, 0x35, x], [3, 0x36, y], [1, 0x14a, 1], [3, 0, x], [3, 1, y]]))?;
+        // A finger has its own pace; no panel reports a touch that ends as it begins.
+        std::thread::park_timeout(TAP);
         self.frame("touch", json!([[3, 0x2f, 0], [3, 0x39, -1], [1, 0x14a, 0]]))?;
         self.drawn_since(before)
     }
