@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sync_protocol::Hash;
 use sync_protocol::chunking::Chunk;
-use sync_protocol::event::{Content, Node};
+use sync_protocol::event::{Content, Node, SYMLINK_MODE};
 use sync_protocol::tree::{self, Entry, FileKind};
 
 /// Number of a file for as long as it lives; 0 is none.
@@ -113,8 +113,13 @@ impl Body {
 impl Attributes {
     /// The attributes that an event describes.
     pub(crate) fn of_node(node: &Node) -> Attributes {
+        let mode = match node.content {
+            // As the contract reads it back from a log.
+            Content::Symlink { .. } => SYMLINK_MODE,
+            _ => node.mode,
+        };
         Attributes {
-            mode: node.mode,
+            mode,
             uid: node.uid,
             gid: node.gid,
             mtime_ns: node.mtime_ns,

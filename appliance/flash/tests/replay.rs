@@ -123,6 +123,12 @@ fn any_change() -> impl Strategy<Value = FileChange> {
         1 => prop::sample::select(vec!["t", "../u"]).prop_map(|target| Content::Symlink { target: target.into() }),
     ];
     let put = (attributes, content).prop_map(|((mode, uid, gid), content)| {
+        // Links have no mode of their own.
+        let mode = if matches!(content, Content::Symlink { .. }) {
+            0o777
+        } else {
+            mode
+        };
         FileOp::Put(Node {
             mode,
             uid,

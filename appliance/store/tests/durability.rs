@@ -11,7 +11,7 @@ use rand::Rng;
 use store::{BlobHash, EmbeddedOptions, PhoneId, Store, StoreError};
 
 const DIR_VARIABLE: &str = "STORE_DURABILITY_DIR";
-const ROUNDS: usize = 25;
+const ROUNDS: usize = 6;
 const PHONES: usize = 4;
 
 fn open(dir: &Path) -> Store {

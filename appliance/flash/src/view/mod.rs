@@ -4,11 +4,14 @@
 //! ([`Lead::Drive`]) the guest's completed changes are announced; the phone's changes show too, except
 //! where the guest is in the midst of writing.
 //!
-//! The operations are those of a file system without handles: a file is its number. They are in `ops.rs`;
+//! The operations are those of a file system without handles: a file is its number. They are in `ops.rs`,
+//! `moves.rs` and `contents.rs`;
 //! `fuse/` speaks the protocol.
 
+mod contents;
 mod drive;
 mod layer;
+mod moves;
 mod ops;
 mod paged;
 mod save;

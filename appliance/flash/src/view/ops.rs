@@ -4,19 +4,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
-use sync_protocol::PhonePath;
 use sync_protocol::limits::LINK_TARGET_BYTES_MAX;
 use sync_protocol::path::is_name;
 
 use crate::inode::{Attributes, Body, Ino, Name, ROOT_INO};
 use crate::tree::{Place, Tree};
-use crate::view::drive::{Announcer, expected};
-use crate::view::layer::{Layer, LayerBody, LayerInode, NameChange, Seen};
+use crate::view::drive::expected;
+use crate::view::layer::{LayerBody, LayerInode, NameChange, Seen};
 use crate::view::paged::{PAGE_BYTES, PagedFile};
-use crate::view::{
-    FILE_BYTES_MAX, LAYER_FILES_MAX, LAYER_PAGE_BYTES_MAX, LAYER_STORED_BYTES_MAX, Lead, State,
-    TwinView,
-};
+use crate::view::{FILE_BYTES_MAX, LAYER_FILES_MAX, LAYER_STORED_BYTES_MAX, State, TwinView};
 
 /// Result of an operation: the error goes to the guest.
 pub(crate) type OpResult<T> = Result<T, Errno>;
@@ -110,12 +106,12 @@ pub(crate) fn now_ns() -> i64 {
 }
 
 impl State {
-    fn seen<'a>(&'a self, tree: &'a Tree, ino: Ino) -> OpResult<Seen<'a>> {
+    pub(super) fn seen<'a>(&'a self, tree: &'a Tree, ino: Ino) -> OpResult<Seen<'a>> {
         // A number that nobody gave out, or that was forgotten.
         self.layer.seen(tree, ino).ok_or(Errno::ESTALE)
     }
 
-    fn directory(&self, tree: &Tree, shown: Ino) -> OpResult<Ino> {
+    pub(super) fn directory(&self, tree: &Tree, shown: Ino) -> OpResult<Ino> {
         let ino = self.layer.canonical(shown);
         match self.seen(tree, ino)?.is_directory() {
             true => Ok(ino),
@@ -123,11 +119,11 @@ impl State {
         }
     }
 
-    fn child(&self, tree: &Tree, directory: Ino, name: &[u8]) -> OpResult<Ino> {
+    pub(super) fn child(&self, tree: &Tree, directory: Ino, name: &[u8]) -> OpResult<Ino> {
         self.layer.child(tree, directory, name).ok_or(Errno::ENOENT)
     }
 
-    fn stat(&self, tree: &Tree, ino: Ino) -> OpResult<Stat> {
+    pub(super) fn stat(&self, tree: &Tree, ino: Ino) -> OpResult<Stat> {
         let seen = self.seen(tree, ino)?;
         let (size, rdev, ctime_ns) = match &seen {
             Seen::Flash(inode) => {
@@ -171,13 +167,13 @@ impl State {
         })
     }
 
-    fn stat_and_count(&mut self, tree: &Tree, ino: Ino) -> OpResult<Stat> {
+    pub(super) fn stat_and_count(&mut self, tree: &Tree, ino: Ino) -> OpResult<Stat> {
         let stat = self.stat(tree, ino)?;
         self.layer.count_lookup(stat.ino);
         Ok(stat)
     }
 
-    fn check_room(&self) -> OpResult<()> {
+    pub(super) fn check_room(&self) -> OpResult<()> {
         let files = self.layer.inodes.len().max(self.layer.names.len());
         match files < LAYER_FILES_MAX && self.stored_bytes < LAYER_STORED_BYTES_MAX {
             true => Ok(()),
@@ -186,7 +182,7 @@ impl State {
     }
 
     /// The guest's copy of a file, about to be changed.
-    fn edit(&mut self, tree: &Tree, ino: Ino) -> OpResult<&mut LayerInode> {
+    pub(super) fn edit(&mut self, tree: &Tree, ino: Ino) -> OpResult<&mut LayerInode> {
         if !self.layer.inodes.contains_key(&ino) {
             self.check_room()?;
         }
@@ -195,7 +191,7 @@ impl State {
     }
 
     /// Marks a file as being changed: remembers what is known to be at its place, to which it is a change.
-    fn begin_writing(&mut self, tree: &Tree, ino: Ino) -> OpResult<()> {
+    pub(super) fn begin_writing(&mut self, tree: &Tree, ino: Ino) -> OpResult<()> {
         let begun = self
             .layer
             .inodes
@@ -210,7 +206,7 @@ impl State {
     }
 
     /// A directory's names changed.
-    fn touch(&mut self, tree: &Tree, directory: Ino, now: i64) -> OpResult<()> {
+    pub(super) fn touch(&mut self, tree: &Tree, directory: Ino, now: i64) -> OpResult<()> {
         let inode = self.edit(tree, directory)?;
         inode.attributes.mtime_ns = now;
         inode.ctime_ns = now;
@@ -218,7 +214,7 @@ impl State {
     }
 }
 
-fn check_name(name: &[u8]) -> OpResult<()> {
+pub(super) fn check_name(name: &[u8]) -> OpResult<()> {
     match is_name(name) {
         true => Ok(()),
         false if name.len() > 255 => Err(Errno::ENAMETOOLONG),
@@ -227,18 +223,24 @@ fn check_name(name: &[u8]) -> OpResult<()> {
 }
 
 impl TwinView {
-    fn op<T>(&self, operation: impl FnOnce(&Tree, &mut State) -> OpResult<T>) -> OpResult<T> {
+    pub(super) fn op<T>(
+        &self,
+        operation: impl FnOnce(&Tree, &mut State) -> OpResult<T>,
+    ) -> OpResult<T> {
         self.shared.with(operation)
     }
 
-    fn change<T>(&self, operation: impl FnOnce(&Tree, &mut State) -> OpResult<T>) -> OpResult<T> {
+    pub(super) fn change<T>(
+        &self,
+        operation: impl FnOnce(&Tree, &mut State) -> OpResult<T>,
+    ) -> OpResult<T> {
         match self.shared.read_only {
             true => Err(Errno::EROFS),
             false => self.shared.with(operation),
         }
     }
 
-    fn chunks(&self) -> &crate::chunks::Chunks {
+    pub(super) fn chunks(&self) -> &crate::chunks::Chunks {
         &self.shared.flash.shared.chunks
     }
 
@@ -283,13 +285,18 @@ impl TwinView {
             }
             state.begin_writing(tree, ino)?;
             let inode = state.edit(tree, ino)?;
+            let is_link = matches!(inode.body, LayerBody::Symlink(_));
             let Attributes {
                 mode,
                 uid,
                 gid,
                 mtime_ns,
             } = &mut inode.attributes;
-            *mode = change.mode.map_or(*mode, |mode| mode & 0o7777);
+            // Links have no mode of their own.
+            *mode = change
+                .mode
+                .filter(|_| !is_link)
+                .map_or(*mode, |mode| mode & 0o7777);
             *uid = change.uid.unwrap_or(*uid);
             *gid = change.gid.unwrap_or(*gid);
             *mtime_ns = change.mtime_ns.unwrap_or(*mtime_ns);
@@ -308,7 +315,7 @@ impl TwinView {
         })
     }
 
-    fn check_size(&self, size: u64) -> OpResult<()> {
+    pub(super) fn check_size(&self, size: u64) -> OpResult<()> {
         if size > FILE_BYTES_MAX {
             Err(Errno::EFBIG)
         } else {
@@ -471,88 +478,6 @@ impl TwinView {
         state.touch(tree, place.0, now)
     }
 
-    /// Moves a file. `flags` are those of renameat2: `RENAME_NOREPLACE` or `RENAME_EXCHANGE`.
-    pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), flags: u32) -> OpResult<()> {
-        check_name(to.1)?;
-        let exchange = flags == libc::RENAME_EXCHANGE;
-        let no_replace = flags == libc::RENAME_NOREPLACE;
-        if flags != 0 && !exchange && !no_replace {
-            return Err(Errno::EINVAL);
-        }
-        self.change(|tree, state| {
-            let from: Place = (state.directory(tree, from.0)?, from.1.into());
-            let to: Place = (state.directory(tree, to.0)?, to.1.into());
-            let moved = state.child(tree, from.0, &from.1)?;
-            let replaced = state.layer.child(tree, to.0, &to.1);
-            if replaced.is_none() && exchange {
-                return Err(Errno::ENOENT);
-            }
-            if replaced.is_some() && no_replace {
-                return Err(Errno::EEXIST);
-            }
-            if replaced == Some(moved) {
-                return Ok(());
-            }
-            state.check_room()?;
-            let both = replaced.filter(|_| exchange);
-            if is_within(&state.layer, tree, to.0, moved)
-                || both.is_some_and(|other| is_within(&state.layer, tree, from.0, other))
-            {
-                return Err(Errno::EINVAL);
-            }
-            if let Some(replaced) = replaced.filter(|_| !exchange) {
-                self.check_replaceable(tree, state, moved, replaced)?;
-            }
-            let written: Vec<Ino> = match state.lead {
-                Lead::Mirror => Vec::new(),
-                // What is announced before the move is announced at its old path.
-                Lead::Drive { .. } => {
-                    let written = state
-                        .layer
-                        .inodes
-                        .iter()
-                        .filter(|(_, inode)| inode.written.is_some());
-                    written.map(|(ino, _)| *ino).collect()
-                }
-            };
-            for ino in written {
-                self.shared.complete(tree, state, ino)?;
-            }
-            let now = now_ns();
-            let arrivals = state.move_name(self.chunks(), tree, &from, &to, moved, both)?;
-            if let Some(replaced) = replaced.filter(|_| !exchange) {
-                state.layer.free_if_unreachable(tree, replaced);
-            }
-            state.announce(self.chunks(), tree, |announcer, layer| {
-                arrivals
-                    .into_iter()
-                    .try_for_each(|ino| announcer.put_all(layer, ino))
-            })?;
-            state.touch(tree, from.0, now)?;
-            state.touch(tree, to.0, now)
-        })
-    }
-
-    fn check_replaceable(
-        &self,
-        tree: &Tree,
-        state: &State,
-        moved: Ino,
-        replaced: Ino,
-    ) -> OpResult<()> {
-        match (
-            state.seen(tree, moved)?.is_directory(),
-            state.seen(tree, replaced)?.is_directory(),
-        ) {
-            (true, false) => Err(Errno::ENOTDIR),
-            (false, true) => Err(Errno::EISDIR),
-            (true, true) if !state.layer.children(tree, replaced).is_empty() => {
-                Err(Errno::ENOTEMPTY)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Gives a file a further name.
     pub fn link(&self, ino: Ino, directory: Ino, name: &[u8]) -> OpResult<Stat> {
         check_name(name)?;
@@ -578,143 +503,6 @@ impl TwinView {
             })?;
             state.stat_and_count(tree, ino)
         })
-    }
-
-    /// Opens a file, cutting it off if `truncate`. Returns whether what the guest has read of it before
-    /// still holds.
-    pub fn open(&self, ino: Ino, writes: bool, truncate: bool) -> OpResult<bool> {
-        if writes && self.shared.read_only {
-            return Err(Errno::EROFS);
-        }
-        if truncate {
-            let change = StatChange {
-                size: Some(0),
-                open: true,
-                ..Default::default()
-            };
-            return self.set_stat(ino, &change).map(|_| false);
-        }
-        self.op(|tree, state| {
-            let ino = state.layer.canonical(ino);
-            state.seen(tree, ino)?;
-            Ok(state.layer.is_cache_good(ino))
-        })
-    }
-
-    /// Bytes `offset..offset + length` of a file, less where it ends before.
-    pub fn read(&self, ino: Ino, offset: u64, length: usize) -> OpResult<Vec<u8>> {
-        let mut bytes = Vec::new();
-        self.read_into(ino, offset, length, &mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// As [`TwinView::read`], appending to `out`.
-    pub(crate) fn read_into(
-        &self,
-        ino: Ino,
-        offset: u64,
-        length: usize,
-        out: &mut Vec<u8>,
-    ) -> OpResult<()> {
-        let chunks = self.chunks();
-        let contents =
-            self.op(
-                |tree, state| match state.seen(tree, state.layer.canonical(ino))? {
-                    Seen::Flash(inode) => match &inode.body {
-                        Body::Regular(contents) => Ok(Some(contents.clone())),
-                        body => Err(not_a_file(body.is_directory())),
-                    },
-                    Seen::Layer(inode) => match &inode.body {
-                        LayerBody::Regular(file) => match file.contents() {
-                            Some(contents) => Ok(Some(contents.clone())),
-                            None => {
-                                let bytes = file.read(chunks, offset, length);
-                                out.extend_from_slice(
-                                    &bytes.map_err(|error| unreadable(ino, &error))?,
-                                );
-                                Ok(None)
-                            }
-                        },
-                        body => Err(not_a_file(matches!(body, LayerBody::Directory))),
-                    },
-                },
-            )?;
-        // Chunks do not change, so they are read with nothing locked.
-        let read = contents.map_or(Ok(()), |contents| {
-            out.reserve(contents.size().saturating_sub(offset).min(length as u64) as usize);
-            chunks.read(&contents, offset, length, out)
-        });
-        read.map_err(|error| unreadable(ino, &error))
-    }
-
-    /// Writes to a file.
-    pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> OpResult<()> {
-        self.check_size(offset.saturating_add(data.len() as u64))?;
-        self.write_file(ino, |file, chunks| file.write(chunks, offset, data))
-    }
-
-    fn write_file(
-        &self,
-        ino: Ino,
-        write: impl FnOnce(&mut PagedFile, &crate::chunks::Chunks) -> Result<(), store::StoreError>,
-    ) -> OpResult<()> {
-        self.change(|tree, state| {
-            let ino = state.layer.canonical(ino);
-            if state.seen(tree, ino)?.format() != libc::S_IFREG {
-                return Err(not_a_file(state.seen(tree, ino)?.is_directory()));
-            }
-            state.check_room()?;
-            state.begin_writing(tree, ino)?;
-            let now = now_ns();
-            let inode = state.edit(tree, ino)?;
-            inode.attributes.mtime_ns = now;
-            inode.ctime_ns = now;
-            let LayerBody::Regular(file) = &mut inode.body else {
-                return Err(Errno::EINVAL);
-            };
-            let pages = file.page_count();
-            let written = write(file, self.chunks());
-            let new_pages = file.page_count();
-            state.layer.page_count = state.layer.page_count + new_pages - pages;
-            written.map_err(|error| unreadable(ino, &error))?;
-            if state.layer.page_count * PAGE_BYTES > LAYER_PAGE_BYTES_MAX {
-                self.shared.store_pages(state)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Reserves, zeroes or cuts holes, as `fallocate(2)`; space is never really reserved.
-    pub fn allocate(&self, ino: Ino, mode: i32, offset: u64, length: u64) -> OpResult<()> {
-        let end = offset.saturating_add(length);
-        self.check_size(end)?;
-        let keeps_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
-        let zeroes = match mode & !libc::FALLOC_FL_KEEP_SIZE {
-            0 => false,
-            libc::FALLOC_FL_ZERO_RANGE => true,
-            libc::FALLOC_FL_PUNCH_HOLE if keeps_size => true,
-            _ => return Err(Errno::EOPNOTSUPP),
-        };
-        self.write_file(ino, |file, chunks| {
-            if zeroes {
-                file.zero(chunks, offset, length)?;
-            }
-            if !keeps_size && end > file.size() {
-                file.truncate(end);
-            }
-            Ok(())
-        })
-    }
-
-    /// The guest closed or synced a file: in drive, what it wrote is announced.
-    pub fn flush(&self, ino: Ino) -> OpResult<()> {
-        match self.shared.read_only {
-            true => Ok(()),
-            false => self.op(|tree, state| {
-                self.shared
-                    .complete(tree, state, state.layer.canonical(ino))
-            }),
-        }
     }
 
     /// The names in a directory by ascending number of their files; the same list while nothing changes.
@@ -767,97 +555,5 @@ impl TwinView {
             files: LAYER_FILES_MAX as u64,
             files_free: LAYER_FILES_MAX.saturating_sub(state.layer.inodes.len()) as u64,
         }
-    }
-}
-
-fn not_a_file(is_directory: bool) -> Errno {
-    if is_directory {
-        Errno::EISDIR
-    } else {
-        Errno::EINVAL
-    }
-}
-
-fn unreadable(ino: Ino, error: &store::StoreError) -> Errno {
-    tracing::error!(ino, %error, "a file of the flash cannot be read");
-    Errno::EIO
-}
-
-/// Whether `directory` is `ancestor` or beneath it.
-fn is_within(layer: &Layer, tree: &Tree, directory: Ino, ancestor: Ino) -> bool {
-    let mut at = directory;
-    // Deeper than any tree: if there were a circle, nothing may be moved into it.
-    for _ in 0..LAYER_FILES_MAX {
-        if at == ancestor {
-            return true;
-        }
-        match layer.places(tree, at).into_iter().next() {
-            Some((parent, _)) if at != ROOT_INO => at = parent,
-            _ => return false,
-        }
-    }
-    true
-}
-
-impl State {
-    /// Moves or exchanges names, announcing what stays in scope; returns files that came into scope.
-    fn move_name(
-        &mut self,
-        chunks: &crate::chunks::Chunks,
-        tree: &Tree,
-        from: &Place,
-        to: &Place,
-        moved: Ino,
-        exchanged: Option<Ino>,
-    ) -> OpResult<Vec<Ino>> {
-        let mut arrivals = Vec::new();
-        let place_exchanged = exchanged.is_some();
-        self.announce(chunks, tree, |announcer, layer| {
-            let paths = (
-                announcer.path_in_scope(layer, from),
-                announcer.path_in_scope(layer, to),
-            );
-            match paths {
-                // An exchange is no single event: both are told anew.
-                _ if place_exchanged => {
-                    arrivals.extend([Some(moved), exchanged].into_iter().flatten())
-                }
-                (Some(old), Some(new)) if announcer.can_rename(layer, from, &old, &new) => {
-                    announcer.rename(layer, from.clone(), to.clone(), (old, new));
-                }
-                (old, Some(_)) => {
-                    if old.is_some() {
-                        announcer.remove(layer, from.clone());
-                    }
-                    arrivals.push(moved);
-                }
-                (Some(_), None) => announcer.remove(layer, from.clone()),
-                (None, None) => {}
-            }
-            if place_exchanged {
-                announcer.remove(layer, from.clone());
-                announcer.remove(layer, to.clone());
-            }
-            Ok(())
-        })?;
-        match exchanged {
-            Some(other) => self
-                .layer
-                .set_name(from.0, &from.1, Some(NameChange::Here(other))),
-            None => self.layer.take_name(tree, from.0, &from.1),
-        }
-        self.layer
-            .set_name(to.0, &to.1, Some(NameChange::Here(moved)));
-        Ok(arrivals)
-    }
-}
-
-impl Announcer<'_> {
-    /// Whether a move is one event: the appliance has, or will have, something to move, and all of it is
-    /// captured at its new place as at its old one.
-    fn can_rename(&self, layer: &Layer, from: &Place, old: &PhonePath, new: &PhonePath) -> bool {
-        let mut excludes = self.scope.excludes().iter();
-        expected(layer, self.tree, from) != super::drive::Known::Absent
-            && !excludes.any(|exclude| exclude.is_within(old) || exclude.is_within(new))
     }
 }
