@@ -171,12 +171,6 @@ impl Appliance {
         password.map(str::to_owned).with_context(|| format!("no password in {line:?}"))
     }
 
-    /// Processes below it: its twins.
-    pub fn twins(&self) -> Result<Vec<u32>> {
-        let path = format!("/proc/{0}/task/{0}/children", self.process.id());
-        Ok(std::fs::read_to_string(path)?.split_whitespace().filter_map(|id| id.parse().ok()).collect())
-    }
-
     /// kill -9; [`Down::start`] starts it again.
     pub fn kill(mut self) -> Result<Down> {
         self.process.kill()?;
