@@ -57,7 +57,8 @@ impl Reach {
     }
 }
 
-/// Serves the machine at the other end of `machine` until it closes its side. Connections end with it.
+/// Serves the machine at the other end of `machine` until it closes its side. Connections end with it. Needs a runtime of
+/// several threads: the IP stack blocks one while it takes leave of a connection.
 pub async fn serve(machine: UnixStream, reach: Reach) -> io::Result<()> {
     let (mut from_machine, mut to_machine) = machine.into_split();
     let (frames, mut frames_out) = mpsc::channel::<Vec<u8>>(PACKETS_QUEUED_MAX);

@@ -98,7 +98,7 @@ impl Guest {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
         let network = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async { nat::serve(tokio::net::UnixStream::from_std(theirs).unwrap(), reach).await })
         });
         ours.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
