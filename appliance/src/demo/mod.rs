@@ -244,7 +244,6 @@ fn machine_config(config: &DemoConfig, image: &Image, disk: PathBuf) -> MachineC
         disk: Some(disk),
         flash: false,
         mac: Some(mac_of(&config.serial)),
-        poke: false,
         restore: None,
     }
 }

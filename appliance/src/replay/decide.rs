@@ -51,20 +51,31 @@ impl Origins {
     pub fn beginning(&self, last: u64) -> Option<Beginning> {
         let complete = self.complete_at?;
         let boot = self.boot_at.unwrap_or(1);
+        let boot_id = self.boot_id.clone();
         if self.frames > INPUT_REPLAYED_MAX {
-            return Some(Beginning { files: last, input: last + 1 });
+            return Some(Beginning { files: last, input: last + 1, boot_id });
         }
-        Some(Beginning { files: complete.max(boot), input: boot })
+        Some(Beginning { files: complete.max(boot), input: boot, boot_id })
     }
 }
 
 /// Where a twin that boots anew begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beginning {
     /// Its flash is as of this position.
     pub files: u64,
     /// Input from this position on is given to it.
     pub input: u64,
+    /// The phone's boot that it begins with, as far as known.
+    pub boot_id: Option<String>,
+}
+
+/// The phone's boot that an event tells of, if it is an agent's start.
+pub(super) fn boot_of(event: &Event) -> Option<String> {
+    match &event.kind {
+        Kind::Control(control) if control.kind == ControlKind::Started => boot_id(&control.text),
+        _ => None,
+    }
 }
 
 /// The last word of an agent's start message is the phone's boot id.
@@ -148,13 +159,15 @@ mod tests {
         origins.saw(2, &frame());
         assert_eq!(origins.beginning(2), None);
         origins.saw(9, &control(ControlKind::ScanDone, ""));
-        assert_eq!(origins.beginning(9), Some(Beginning { files: 9, input: 1 }));
+        let first = Beginning { files: 9, input: 1, boot_id: Some("11111111-aaaa".into()) };
+        assert_eq!(origins.beginning(9).as_ref(), Some(&first));
         origins.saw(20, &control(ControlKind::ScanDone, ""));
-        assert_eq!(origins.beginning(20), Some(Beginning { files: 9, input: 1 }));
+        assert_eq!(origins.beginning(20).as_ref(), Some(&first));
         origins.saw(30, &control(ControlKind::Started, BOOT));
-        assert_eq!(origins.beginning(30), Some(Beginning { files: 9, input: 1 }));
+        assert_eq!(origins.beginning(30).as_ref(), Some(&first));
         origins.saw(40, &control(ControlKind::Started, OTHER_BOOT));
-        assert_eq!(origins.beginning(40), Some(Beginning { files: 40, input: 40 }));
+        let second = Beginning { files: 40, input: 40, boot_id: Some("22222222-bbbb".into()) };
+        assert_eq!(origins.beginning(40), Some(second));
     }
 
     #[test]
@@ -165,7 +178,8 @@ mod tests {
         for position in 3..3 + INPUT_REPLAYED_MAX as u64 + 1 {
             origins.saw(position, &frame());
         }
-        assert_eq!(origins.beginning(99_999), Some(Beginning { files: 99_999, input: 100_000 }));
+        let files_only = origins.beginning(99_999).expect("a beginning");
+        assert_eq!((files_only.files, files_only.input), (99_999, 100_000));
     }
 
     #[test]

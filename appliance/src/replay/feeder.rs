@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::PAGE_EVENTS;
-use super::decide::{Beginning, Moment, Rhythm};
+use super::decide::{self, Beginning, Moment, Rhythm};
 use crate::flashes::TwinFlash;
 use crate::input;
 use crate::log::PhoneLogs;
@@ -42,11 +42,22 @@ pub struct Feeder {
     pub status: watch::Sender<TwinStatus>,
 }
 
+/// How far a machine was fed.
+#[derive(Debug, Clone)]
+pub struct Fed {
+    pub position: u64,
+    /// The phone's boot that it was in then.
+    pub boot_id: Option<String>,
+    /// The phone has booted anew: so must its twin, or it would show what the phone no longer does.
+    pub phone_rebooted: bool,
+}
+
 impl Feeder {
-    /// Feeds until `stop`, or until the machine is gone. Returns the position up to which it was fed. `resumed`: the machine goes on
-    /// from a saved state, and need not be waited for.
-    pub async fn run(self, stop: CancellationToken, resumed: bool) -> u64 {
-        let mut fed = self.beginning.input.saturating_sub(1);
+    /// Feeds until `stop`, until the machine is gone, or until the phone boots anew. `resumed`: the machine goes on from a saved
+    /// state, and need not be waited for.
+    pub async fn run(self, stop: CancellationToken, resumed: bool) -> Fed {
+        let position = self.beginning.input.saturating_sub(1);
+        let mut fed = Fed { position, boot_id: self.beginning.boot_id.clone(), phone_rebooted: false };
         if !resumed {
             tokio::select! {
                 () = stop.cancelled() => return fed,
@@ -60,7 +71,7 @@ impl Feeder {
     }
 
     /// Stops between two events only, so that what was fed is known.
-    async fn feed(&self, fed: &mut u64, stop: &CancellationToken) {
+    async fn feed(&self, fed: &mut Fed, stop: &CancellationToken) {
         let mut grown = match self.logs.watch(&self.phone) {
             Ok(grown) => grown,
             Err(error) => {
@@ -70,7 +81,7 @@ impl Feeder {
         };
         let (mut rhythm, mut given) = (Rhythm::default(), Instant::now());
         loop {
-            let (logs, phone, next) = (self.logs.clone(), self.phone.clone(), *fed + 1);
+            let (logs, phone, next) = (self.logs.clone(), self.phone.clone(), fed.position + 1);
             let page = tokio::task::spawn_blocking(move || logs.read(&phone, next, PAGE_EVENTS)).await;
             let page = match page {
                 Ok(Ok(page)) => page,
@@ -90,6 +101,13 @@ impl Feeder {
                 continue;
             }
             for (position, event) in page {
+                if let Some(boot_id) = decide::boot_of(&event) {
+                    fed.phone_rebooted = fed.boot_id.as_ref().is_some_and(|known| *known != boot_id);
+                    if fed.phone_rebooted {
+                        return;
+                    }
+                    fed.boot_id = Some(boot_id);
+                }
                 if let Kind::Mmi(frame) = &event.kind {
                     let moment = Moment::of(&event);
                     tokio::select! {
@@ -103,7 +121,7 @@ impl Feeder {
                 } else {
                     self.change(position, event).await;
                 }
-                *fed = position;
+                fed.position = position;
                 self.status.send_modify(|status| status.fed = position);
                 if stop.is_cancelled() {
                     return;

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use decide::{Beginning, Origins};
-pub use feeder::Feeder;
+pub use feeder::{Fed, Feeder};
 use follower::Follower;
 
 use crate::flashes::Flashes;

@@ -19,7 +19,7 @@ use super::{Inner, Running, TwinError, TwinStatus};
 use crate::flashes::{FlashesError, TwinFlash};
 use crate::live::Notice;
 use crate::phones::{Standing, now_us};
-use crate::replay::{Beginning, Feeder};
+use crate::replay::{Beginning, Fed, Feeder};
 
 /// A machine that has not connected to its flash and console by then will not.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
@@ -53,11 +53,10 @@ struct Keeping {
     flash: TwinFlash,
     /// Serves the flash; ends when the machine does.
     server: oneshot::Receiver<Result<(), FlashesError>>,
-    /// Reads what the guest says on its console port; ends when the machine does.
-    poke: JoinHandle<()>,
     feeding: CancellationToken,
-    /// Gives back the position up to which the machine was fed.
-    feeder: JoinHandle<u64>,
+    feeder: Option<JoinHandle<Fed>>,
+    /// What the feeder said when it ended.
+    fed: Option<Fed>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -65,12 +64,14 @@ struct Keeping {
 #[derive(Debug, Serialize, Deserialize)]
 struct Parked {
     fed: u64,
+    boot_id: Option<String>,
     image: String,
 }
 
 enum Happened {
     Asked(Request),
     Ended(String),
+    PhoneRebooted,
     TimeToRestart,
     Stopping,
 }
@@ -89,6 +90,13 @@ impl Keeper {
             match self.next(&mut requests).await {
                 Happened::Asked(request) => self.answer(request).await,
                 Happened::Ended(how) => self.crashed(&how).await,
+                Happened::PhoneRebooted => {
+                    info!(phone = %self.phone, "the phone booted anew, and so does its twin");
+                    self.end().await;
+                    if let Err(error) = self.start().await {
+                        self.cannot_start(&error);
+                    }
+                }
                 Happened::TimeToRestart => {
                     self.restart_at = None;
                     if let Err(error) = self.start().await {
@@ -121,7 +129,7 @@ impl Keeper {
         tokio::select! {
             () = self.inner.stop.cancelled() => Happened::Stopping,
             request = requests.recv() => request.map_or(Happened::Stopping, Happened::Asked),
-            how = ended => Happened::Ended(how),
+            ended = ended => ended,
             () = restart => Happened::TimeToRestart,
         }
     }
@@ -220,14 +228,11 @@ impl Keeper {
             disk: None,
             flash: true,
             mac: None,
-            poke: true,
             restore: parked.map(|folder| folder.join("machine")),
         };
         let folder = Folder::make(&self.inner.runtime.join(self.phone.as_str()))?;
-        let listen = |path: PathBuf| {
-            UnixListener::bind(&path).map_err(|source| ProcessError::File { action: "listen on", path, source })
-        };
-        let (flash_door, poke_door) = (listen(folder.flash())?, listen(folder.poke())?);
+        let flash_door = UnixListener::bind(folder.flash())
+            .map_err(|source| ProcessError::File { action: "listen on", path: folder.flash(), source })?;
         let machine = Machine::start(&self.binary()?, folder, &config).await?;
         let events = machine.control().events();
         let control = machine.control().clone();
@@ -236,16 +241,15 @@ impl Keeper {
         let booting = async {
             if resume { control.resume().await } else { control.boot().await }
         };
-        let connecting = async { tokio::try_join!(flash_door.accept(), poke_door.accept()) };
-        let connecting = tokio::time::timeout(CONNECT_MAX, connecting);
+        let connecting = tokio::time::timeout(CONNECT_MAX, flash_door.accept());
         let (booted, connected) = tokio::join!(booting, connecting);
         booted?;
-        let ((flash_stream, _), (poke_stream, _)) = connected
+        let (flash_stream, _) = connected
             .map_err(|_| ProcessError::Ended("it did not connect to its flash".into()))?
             .map_err(|source| ProcessError::File { action: "accept on", path: machine.folder().flash(), source })?;
         let server = flash.serve(flash_stream)?;
-        let poke = tokio::spawn(drain(poke_stream));
         let feeding = self.inner.stop.child_token();
+        let fed = beginning.input.saturating_sub(1);
         let feeder = Feeder {
             phone: self.phone.clone(),
             logs: self.inner.logs.clone(),
@@ -265,12 +269,13 @@ impl Keeper {
             height: config.height as u16,
         };
         let pid = machine.pid();
-        self.running = Some(Keeping { machine, events, flash, server, poke, feeding, feeder, _slot: slot });
+        let feeder = Some(feeder);
+        self.running = Some(Keeping { machine, events, flash, server, feeding, feeder, fed: None, _slot: slot });
         self.status.send_modify(|status| {
             status.running = Some(running);
             status.pid = pid;
             // Before it is said to run: what an earlier machine was fed must not be taken for this one's.
-            status.fed = beginning.input.saturating_sub(1);
+            status.fed = fed;
         });
         self.set(TwinState::Running, "");
         info!(phone = %self.phone, pid, resume, "twin runs");
@@ -283,8 +288,7 @@ impl Keeper {
         };
         let folder = self.inner.parked.join(self.phone.as_str());
         let image = keeping.flash.image_id().to_owned();
-        keeping.feeding.cancel();
-        let fed = (&mut keeping.feeder).await.map_err(|_| TwinError::Stopping)?;
+        let fed = keeping.stop_feeding().await.ok_or(TwinError::Stopping)?;
         let control = keeping.machine.control().clone();
         let flash = keeping.flash.clone();
         self.set(TwinState::Parking, "");
@@ -296,7 +300,7 @@ impl Keeper {
             tokio::task::spawn_blocking(move || flash.save(&path.join("layer")))
                 .await
                 .map_err(|_| TwinError::Stopping)??;
-            let record = serde_json::to_vec(&Parked { fed, image }).unwrap_or_default();
+            let record = serde_json::to_vec(&Parked { fed: fed.position, boot_id: fed.boot_id, image }).unwrap_or_default();
             // Last: its presence says that the rest is whole.
             let path = folder.path().join("parked.json");
             std::fs::write(&path, record)
@@ -324,19 +328,19 @@ impl Keeper {
     /// Ends process, flash server and feeder, in that order of dependence, and waits for all.
     async fn end(&mut self) {
         let Some(keeping) = self.running.take() else { return };
+        let Keeping { machine, server, feeding, feeder, .. } = keeping;
         self.status.send_modify(|status| {
             status.running = None;
             status.pid = None;
         });
-        keeping.feeding.cancel();
-        keeping.machine.end().await;
-        keeping.poke.abort();
-        if let Ok(Err(error)) = keeping.server.await {
+        feeding.cancel();
+        machine.end().await;
+        if let Ok(Err(error)) = server.await {
             warn!(phone = %self.phone, %error, "the twin's flash server failed");
         }
-        if !keeping.feeder.is_finished() {
-            // Its machine is gone, so it cannot wait for it.
-            let _ = keeping.feeder.await;
+        // Its machine is gone, so it cannot be waiting for it.
+        if let Some(Err(error)) = futures::future::OptionFuture::from(feeder).await {
+            warn!(phone = %self.phone, %error, "the twin's feeder failed");
         }
     }
 
@@ -368,21 +372,49 @@ impl Keeper {
 }
 
 impl Keeping {
-    /// Resolves when the machine is no more, with the reason. Cancel-safe.
-    async fn ended(&mut self) -> String {
+    /// Resolves when the machine is no more, or must be another. Cancel-safe.
+    async fn ended(&mut self) -> Happened {
         loop {
+            let feeder = async {
+                match &mut self.feeder {
+                    Some(feeder) => feeder.await.ok(),
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                how = self.machine.ended() => return how,
+                how = self.machine.ended() => return Happened::Ended(how),
                 event = self.events.recv() => match event {
                     Ok(event) if event.event == "exit" => {
-                        let detail = event.detail.map(|detail| format!(": {detail}")).unwrap_or_default();
-                        return format!("the guest ended by {}{detail}", event.reason);
+                        let detail = event.detail.as_ref().and_then(|detail| detail.as_str()).unwrap_or_default();
+                        let first = detail.lines().next().unwrap_or_default();
+                        return Happened::Ended(format!("the guest ended by {} {first}", event.reason).trim_end().to_owned());
                     }
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                     // The connection is gone; so is, or will be, the process.
-                    Err(broadcast::error::RecvError::Closed) => return self.machine.ended().await,
+                    Err(broadcast::error::RecvError::Closed) => return Happened::Ended(self.machine.ended().await),
                 },
+                fed = feeder => {
+                    self.feeder = None;
+                    let rebooted = fed.as_ref().is_some_and(|fed| fed.phone_rebooted);
+                    self.fed = fed;
+                    if rebooted {
+                        return Happened::PhoneRebooted;
+                    }
+                }
             }
+        }
+    }
+
+    /// Stops the feeder between two events; says how far it came.
+    async fn stop_feeding(&mut self) -> Option<Fed> {
+        self.feeding.cancel();
+        self.feeder_ended().await;
+        self.fed.clone()
+    }
+
+    async fn feeder_ended(&mut self) {
+        if let Some(feeder) = self.feeder.take() {
+            self.fed = feeder.await.ok();
         }
     }
 }
@@ -399,7 +431,8 @@ fn prepare(inner: &Inner, phone: &crate::phones::Phone, parked: Option<PathBuf>)
         // A machine goes on only on the image that it was saved with.
         if let Some(record) = record.filter(|record| record.image == image.manifest().hash) {
             let flash = inner.flashes.twin(phone, record.fed, Some(&folder.join("layer")), lead)?;
-            return Ok((flash, image, Beginning { files: record.fed, input: record.fed + 1 }));
+            let beginning = Beginning { files: record.fed, input: record.fed + 1, boot_id: record.boot_id };
+            return Ok((flash, image, beginning));
         }
         return Err(FlashesError::Parked(phone.id.clone()).into());
     }
@@ -416,14 +449,6 @@ pub fn binary_beside_us() -> PathBuf {
     match folder.parent().map(|up| up.join("pollux-twin")) {
         Some(above) if !beside.is_file() && above.is_file() => above,
         _ => beside,
-    }
-}
-
-/// The guest has nothing to tell us on that port, but must not be held up if it does.
-async fn drain(mut stream: tokio::net::UnixStream) {
-    let mut sink = tokio::io::sink();
-    if let Err(error) = tokio::io::copy(&mut stream, &mut sink).await {
-        tracing::debug!(%error, "a guest's port closed");
     }
 }
 

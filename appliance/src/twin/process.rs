@@ -80,10 +80,6 @@ impl Folder {
         self.0.join("flash.sock")
     }
 
-    pub fn poke(&self) -> PathBuf {
-        self.0.join("poke.sock")
-    }
-
     pub fn net(&self) -> PathBuf {
         self.0.join("net.sock")
     }
@@ -113,15 +109,12 @@ pub struct MachineConfig {
     pub flash: bool,
     /// Card address; served by us on [`Folder::net`].
     pub mac: Option<String>,
-    /// Served by us on [`Folder::poke`].
-    pub poke: bool,
     pub restore: Option<PathBuf>,
 }
 
 impl MachineConfig {
     fn json(&self, folder: &Folder) -> Value {
         let disks: Vec<Value> = self.disk.iter().map(|path| json!({"path": path, "read_only": false})).collect();
-        let ports = if self.poke { json!([{"name": "org.pollux.poke", "socket": folder.poke()}]) } else { json!([]) };
         json!({
             "image": {"kernel": self.kernel, "initramfs": self.initramfs, "cmdline": self.cmdline},
             "ram_mib": self.ram_mib,
@@ -130,7 +123,6 @@ impl MachineConfig {
             "disks": disks,
             "flash": self.flash.then(|| json!({"tag": "flash", "socket": folder.flash()})),
             "net": self.mac.as_ref().map(|mac| json!({"mac": mac, "socket": folder.net()})),
-            "ports": ports,
             "console_log": folder.console_log(),
             "control_socket": folder.control(),
             "rfb_socket": folder.rfb(),
