@@ -115,11 +115,13 @@ impl Copy {
     }
 }
 
-/// SQL for a stored time as microseconds since the epoch: an ISO 8601 text (what GLib writes) or integer seconds.
+/// SQL for a stored time as microseconds since the epoch: an ISO 8601 text (what GLib writes, with whole hours from
+/// Greenwich as `+01`, which SQLite does not read) or integer seconds.
 /// NULL where it is neither.
 fn micros(column: &str) -> String {
     format!(
         "CASE typeof({column}) WHEN 'integer' THEN {column} * 1000000 \
-         ELSE CAST(round(unixepoch({column}, 'subsec') * 1000000.0) AS INTEGER) END"
+         ELSE CAST(round(unixepoch(CASE WHEN {column} GLOB '*T*[+-][0-9][0-9]' THEN {column} || ':00' ELSE {column} END, 'subsec') \
+         * 1000000.0) AS INTEGER) END"
     )
 }
