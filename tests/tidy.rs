@@ -32,7 +32,7 @@ fn root() -> &'static Path {
 
 fn metadata(arguments: &[&str]) -> Value {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version=1", "--locked", "--offline"])
+        .args(["metadata", "--format-version=1", "--locked"])
         .args(arguments)
         .current_dir(root())
         .output()
