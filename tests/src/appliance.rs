@@ -31,11 +31,11 @@ pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Result<Option<T>>) -> 
 
 /// A binary of the workspace, built by the same call of cargo as the tests.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let tests = std::env::current_exe()?;
-    let folder = tests.ancestors().nth(2).context("tests lie in TARGET/PROFILE/deps")?;
-    let path = folder.join(name);
-    ensure!(path.exists(), "{} is not built: run scripts/test, or cargo build --workspace", path.display());
-    Ok(path)
+    let ours = std::env::current_exe()?;
+    // Benches lie beside it, tests in a folder below.
+    let mut places = ours.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let path = places.find(|path| path.is_file());
+    path.with_context(|| format!("{name} is not built: run scripts/test, or cargo build --workspace"))
 }
 
 /// A process that ends with its handle.

@@ -1,19 +1,21 @@
 //! A demo phone: `pollux demo`, driven as a user would, by fingers and keys on its own machine.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::appliance::{Appliance, Process, binary, wait_for};
+use crate::control::Control;
 use crate::targets::Targets;
 
 /// How long a finger rests on the glass.
 const TAP: Duration = Duration::from_millis(60);
+
+/// A screen that has not changed for so long stands still.
+const STILL_MS: u64 = 700;
 
 /// Between two keys of a very fast typist.
 const KEY: Duration = Duration::from_millis(20);
@@ -22,8 +24,7 @@ const KEY: Duration = Duration::from_millis(20);
 pub struct DemoPhone {
     pub serial: String,
     process: Process,
-    control: BufReader<UnixStream>,
-    requests: u64,
+    control: Control,
 }
 
 impl DemoPhone {
@@ -36,49 +37,30 @@ impl DemoPhone {
         }
         let mut process = Process::start(command, appliance.data().join(format!("{serial}.trace")))?;
         let socket: PathBuf = appliance.data().join("demo").join(serial).join("control.sock");
-        let stream = wait_for("the demo phone's machine", || {
+        let control = wait_for("the demo phone's machine", || {
             process.ensure_alive()?;
-            Ok(UnixStream::connect(&socket).ok())
+            Ok(Control::connect(&socket).ok())
         })?;
-        Ok(DemoPhone { serial: serial.to_owned(), process, control: BufReader::new(stream), requests: 0 })
+        Ok(DemoPhone { serial: serial.to_owned(), process, control })
     }
 
-    /// One request to the phone's machine.
-    fn ask(&mut self, mut request: Value) -> Result<Value> {
-        self.requests += 1;
-        request["id"] = self.requests.into();
-        writeln!(self.control.get_mut(), "{request}")?;
-        loop {
-            let mut line = String::new();
-            if self.control.read_line(&mut line)? == 0 {
-                bail!("the phone's machine is gone:\n{}", self.process.printed());
-            }
-            let reply: Value = serde_json::from_str(&line)?;
-            if reply["id"] == self.requests {
-                if !reply["error"].is_null() {
-                    bail!("{request}: {}", reply["error"]);
-                }
-                return Ok(reply["ok"].clone());
-            }
-        }
+    /// The phone's machine; what it cannot do is told with what the phone printed.
+    fn machine<T>(&mut self, act: impl FnOnce(&mut Control) -> Result<T>) -> Result<T> {
+        act(&mut self.control).with_context(|| self.process.printed())
     }
 
     /// The phone's own screen as PNG.
     pub fn screen(&mut self) -> Result<Vec<u8>> {
-        use base64::Engine;
-        let reply = self.ask(json!({"op": "screen", "png": true}))?;
-        let png = reply["png_base64"].as_str().with_context(|| format!("no picture in {reply}"))?;
-        Ok(base64::engine::general_purpose::STANDARD.decode(png)?)
+        self.machine(Control::screen)
     }
 
     /// A number that rises with each change of the screen.
     pub fn generation(&mut self) -> Result<u64> {
-        let reply = self.ask(json!({"op": "screen"}))?;
-        reply["generation"].as_u64().with_context(|| format!("no generation in {reply}"))
+        self.machine(Control::generation)
     }
 
     fn frame(&mut self, device: &str, events: Value) -> Result<()> {
-        self.ask(json!({"op": "input", "device": device, "events": events})).map(drop)
+        self.machine(|machine| machine.frame(device, &events))
     }
 
     /// Puts a finger down and lifts it, and waits until the phone has drawn something.
@@ -102,18 +84,10 @@ impl DemoPhone {
 
     /// Waits until the screen has changed since `generation`, and then stands still.
     pub fn drawn_since(&mut self, generation: u64) -> Result<()> {
-        let mut known = generation;
-        wait_for("the phone to draw", || Ok((self.generation()? > generation).then_some(())))?;
-        // Still for one whole wait of the machine's own.
-        loop {
-            let wait = json!({"op": "screen_wait", "after_generation": known, "timeout_ms": 700});
-            self.ask(wait)?;
-            let now = self.generation()?;
-            if now == known {
-                return Ok(());
-            }
-            known = now;
-        }
+        self.machine(|machine| {
+            machine.changed(generation)?;
+            machine.still(STILL_MS).map(drop)
+        })
     }
 
     /// Types on the hardware keyboard: lower-case letters, digits, space, and what else `key_code` knows.

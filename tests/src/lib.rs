@@ -1,6 +1,9 @@
 //! What tests share: machines and peers to run against.
 
 pub mod appliance;
+mod console;
+pub mod control;
 pub mod demo;
+pub mod machine;
 pub mod qemu;
 pub mod targets;

@@ -7,24 +7,23 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use image_builder::Image;
 use serde_json::{Value, json};
 
+use crate::console::Console;
+
 const PROGRAM: &str = "qemu-system-aarch64";
 /// Debian keeps it out of the path.
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 /// QEMU's absolute axes, whatever the screen.
 const AXIS_MAX: i64 = 0x7fff;
-/// A guest that prints without end must not fill our memory.
-const CONSOLE_BYTES_MAX: usize = 4 << 20;
 /// QEMU's and virtiofsd's standard error, in the phone's folder.
 const COMPLAINTS: &str = "complaints";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -94,7 +93,7 @@ pub struct Qemu {
     qemu: Process,
     _virtiofsd: Option<Process>,
     monitor: BufReader<UnixStream>,
-    console: Arc<Console>,
+    console: Console,
     serial: UnixStream,
     display: (u32, u32),
     folder: tempfile::TempDir,
@@ -109,12 +108,6 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-#[derive(Default)]
-struct Console {
-    text: Mutex<(Vec<u8>, bool)>,
-    more: Condvar,
 }
 
 impl Qemu {
@@ -164,10 +157,7 @@ impl Qemu {
         let mut qemu = Process(child);
         let monitor = accept(&monitor, &mut qemu, &complaints)?;
         let serial = accept(&serial, &mut qemu, &complaints)?;
-        let console = Arc::new(Console::default());
-        let reader = (Arc::clone(&console), serial.try_clone()?);
-        // Ends when QEMU closes the line.
-        std::thread::spawn(move || reader.0.read_from(reader.1));
+        let console = Console::read(serial.try_clone()?);
         monitor.set_read_timeout(Some(Duration::from_secs(30)))?;
         let mut started = Qemu {
             qemu,
@@ -278,50 +268,6 @@ impl Qemu {
     pub fn wait_end(&mut self, timeout: Duration) -> Result<()> {
         self.console.wait_closed(timeout)?;
         self.qemu.0.wait()?;
-        Ok(())
-    }
-}
-
-impl Console {
-    fn lock(&self) -> MutexGuard<'_, (Vec<u8>, bool)> {
-        self.text.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn read_from(&self, mut serial: UnixStream) {
-        let mut buffer = [0; 4096];
-        loop {
-            let read = serial.read(&mut buffer).unwrap_or(0);
-            let mut state = self.lock();
-            let room = CONSOLE_BYTES_MAX.saturating_sub(state.0.len());
-            state.0.extend(&buffer[..read.min(room)]);
-            state.1 = read == 0;
-            self.more.notify_all();
-            if read == 0 {
-                return;
-            }
-        }
-    }
-
-    fn wait(&self, text: &str, timeout: Duration) -> Result<String> {
-        let found = |state: &(Vec<u8>, bool)| String::from_utf8_lossy(&state.0).contains(text);
-        let (state, _) = self
-            .more
-            .wait_timeout_while(self.lock(), timeout, |state| !found(state) && !state.1)
-            .unwrap_or_else(PoisonError::into_inner);
-        let printed = String::from_utf8_lossy(&state.0).into_owned();
-        ensure!(
-            found(&state),
-            "the phone never printed {text:?}; it printed:\n{printed}"
-        );
-        Ok(printed)
-    }
-
-    fn wait_closed(&self, timeout: Duration) -> Result<()> {
-        let (state, _) = self
-            .more
-            .wait_timeout_while(self.lock(), timeout, |state| !state.1)
-            .unwrap_or_else(PoisonError::into_inner);
-        ensure!(state.1, "QEMU still runs after {timeout:?}");
         Ok(())
     }
 }

@@ -1,0 +1,73 @@
+//! `scripts/bench NAME`: what is measured, beside a peer where there is one. Never part of the tests.
+//!
+//! Promises: ours and the peer run in the same call, alternating, warm; a figure is a median of at least five rounds, or a quantile
+//! of enough samples; what could not be run is named, with the reason. Leaves out: pass or fail - a bench ends with an error only if a
+//! row could not be measured.
+//!
+//! To add one: a file with `run(&Options) -> Result<Table>`, and a line in [`Bench`] and [`Bench::run`].
+
+mod boot;
+mod samples;
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use table::Table;
+
+#[derive(Parser)]
+#[command(name = "scripts/bench", bin_name = "scripts/bench", about = "Measures Pollux, beside a peer where there is one", arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+    /// One JSON object a line, and nothing else, on standard output.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// From the start of the process to the handset's home on screen, beside QEMU.
+    Boot(boot::Options),
+}
+
+impl Bench {
+    fn run(&self) -> Result<Table> {
+        match self {
+            Bench::Boot(options) => boot::run(options),
+        }
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| refuse(&error));
+    let before = load();
+    let mut table = arguments.bench.run()?;
+    table.note(format!("load of the host (1 min) before: {before}, after: {}", load()));
+    if arguments.json {
+        print!("{}", table.json());
+        table.foot().for_each(|line| eprintln!("{line}"));
+    } else {
+        print!("{}", table.text());
+    }
+    Ok(if table.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says what is wrong with the arguments; to a name that there is not, which there are.
+fn refuse(error: &clap::Error) -> ! {
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        let command = Arguments::command();
+        let names: Vec<&str> = command.get_subcommands().map(|bench| bench.get_name()).collect();
+        eprintln!("{error}\nthere are: {}", names.join(", "));
+        std::process::exit(2);
+    }
+    error.exit()
+}
+
+/// Processes that ran or waited to run in the last minute; a figure taken beside others' work is to be seen as such.
+fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().unwrap_or("unknown").to_owned()
+}
