@@ -5,7 +5,7 @@ mod support;
 use pollux::app::{Appliance, StartError};
 use pollux::config::StoreBackend;
 use serde_json::{Value, json};
-use support::{Client, FakePhone, config, start};
+use support::{Client, config, enrolled, start, stranger};
 use tonic::Code;
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn logging_in_and_what_each_role_may_do() {
         anyone.with_token(reply["token"].as_str().expect("token"))
     };
     let (helpdesk, mai) = (login("hanna").await, login("mia").await);
-    FakePhone::enrolled(&setup.appliance, "A").await;
+    enrolled(&setup.appliance, "A").await;
     for (client, path, expected) in [
         (&anyone, "/api/phones", 401),
         (&anyone, "/api/live", 401),
@@ -82,8 +82,8 @@ async fn an_enrolment_code_lets_one_phone_in() {
     let setup = start().await;
     let admin = Client::admin(&setup.appliance);
     let code = admin.new_code().await;
-    let mut first = FakePhone::new(&setup.appliance, "FIRST");
-    let mut second = FakePhone::new(&setup.appliance, "SECOND");
+    let mut first = stranger(&setup.appliance, "FIRST");
+    let mut second = stranger(&setup.appliance, "SECOND");
     assert!(first.register(&code).await.expect("registered"));
     // It did not hear the answer and asks again.
     assert!(first.register(&code).await.expect("registered"));
@@ -103,7 +103,7 @@ async fn an_enrolment_code_lets_one_phone_in() {
 async fn bad_requests_are_told_what_is_wrong() {
     let setup = start().await;
     let admin = Client::admin(&setup.appliance);
-    FakePhone::enrolled(&setup.appliance, "A").await;
+    enrolled(&setup.appliance, "A").await;
     for (method, path, body, status, text) in [
         ("GET", "/api/nonsense", None, 404, "there is no /api/nonsense"),
         ("GET", "/api/phones/NOBODY", None, 404, "no phone NOBODY"),

@@ -5,7 +5,7 @@ mod support;
 use pollux::app::Appliance;
 use pollux::config::StoreBackend;
 use serde_json::json;
-use support::{Client, FakePhone, config, control, controls, event, start};
+use support::{Client, config, control, controls, enrolled, event, start, stranger};
 use sync_protocol::chunking;
 use sync_protocol::event::{Content, ControlKind, FileChange, FileOp, Kind, Node};
 use sync_protocol::scope::Scope;
@@ -18,7 +18,7 @@ use tonic::Code;
 async fn nothing_but_registration_before_release_and_nothing_after_quarantine() {
     let setup = start().await;
     let admin = Client::admin(&setup.appliance);
-    let mut phone = FakePhone::new(&setup.appliance, "STRAY");
+    let mut phone = stranger(&setup.appliance, "STRAY");
     assert!(!phone.register("").await.expect("registered"));
     assert_eq!(admin.get("/api/phones/STRAY").await["standing"], "quarantined");
     let refused = phone.open(phone.hello(1, 0)).await.err().expect("refused");
@@ -43,15 +43,15 @@ async fn nothing_but_registration_before_release_and_nothing_after_quarantine() 
 async fn strangers_and_other_versions_are_told_why() {
     let setup = start().await;
     let other = start().await;
-    let mut foreign = FakePhone::enrolled(&other.appliance, "X").await;
+    let mut foreign = enrolled(&other.appliance, "X").await;
     let certificate = foreign.certificate.take();
-    let mut phone = FakePhone::new(&setup.appliance, "X");
+    let mut phone = stranger(&setup.appliance, "X");
     (phone.key, phone.certificate) = (foreign.key, certificate);
     let refused = phone.open(phone.hello(1, 0)).await.err().expect("refused");
     assert_eq!(refused.code(), Code::Unauthenticated);
     assert!(refused.message().contains("not one that this appliance issued"), "{refused}");
 
-    let phone = FakePhone::new(&setup.appliance, "Y");
+    let phone = stranger(&setup.appliance, "Y");
     let request = wire::RegisterRequest { protocol_version: 99, ..phone.request("") };
     let refused = phone.client().await.expect("connected").register(request).await.expect_err("refused");
     assert_eq!(refused.code(), Code::FailedPrecondition);
@@ -60,7 +60,7 @@ async fn strangers_and_other_versions_are_told_why() {
     let refused = phone.client().await.expect("connected").register(request).await.expect_err("refused");
     assert_eq!(refused.code(), Code::InvalidArgument);
 
-    let phone = FakePhone::enrolled(&setup.appliance, "Z").await;
+    let phone = enrolled(&setup.appliance, "Z").await;
     let hello = wire::Hello { protocol_version: 99, ..phone.hello(1, 0) };
     let refused = phone.open(hello).await.expect("opened").end().await;
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
@@ -76,7 +76,7 @@ async fn strangers_and_other_versions_are_told_why() {
 #[tokio::test]
 async fn what_breaks_the_contract_ends_the_stream_and_stores_nothing() {
     let setup = start().await;
-    let phone = FakePhone::enrolled(&setup.appliance, "A").await;
+    let phone = enrolled(&setup.appliance, "A").await;
     let good = batch::pack(controls(1..=3).into_iter().map(Into::into).collect());
     let mut truncated = good.clone();
     truncated.events_zstd.truncate(truncated.events_zstd.len() / 2);
@@ -110,7 +110,7 @@ async fn what_breaks_the_contract_ends_the_stream_and_stores_nothing() {
 async fn repetitions_are_stored_once_and_a_restart_forgets_nothing() {
     let data = tempfile::tempdir().expect("folder");
     let appliance = Appliance::start(config(data.path(), StoreBackend::Sled)).await.expect("started");
-    let mut phone = FakePhone::enrolled(&appliance, "A").await;
+    let mut phone = enrolled(&appliance, "A").await;
     let (mut stream, _) = phone.stream(1, 10).await;
     stream.send_events(controls(1..=4)).await;
     assert_eq!(stream.acked().await, 4);
@@ -123,7 +123,7 @@ async fn repetitions_are_stored_once_and_a_restart_forgets_nothing() {
 
     let appliance = Appliance::start(config(data.path(), StoreBackend::Sled)).await.expect("started again");
     assert!(appliance.first_login.is_none());
-    phone.moved_to(&appliance);
+    phone.moved_to(&appliance.sync_address.to_string());
     let (mut stream, acked) = phone.stream(3, 10).await;
     assert_eq!(acked, 6);
     stream.send_events(controls(7..=10)).await;
@@ -137,7 +137,7 @@ async fn repetitions_are_stored_once_and_a_restart_forgets_nothing() {
 #[tokio::test]
 async fn a_newer_stream_replaces_the_older() {
     let setup = start().await;
-    let phone = FakePhone::enrolled(&setup.appliance, "A").await;
+    let phone = enrolled(&setup.appliance, "A").await;
     let (mut older, _) = phone.stream(1, 5).await;
     let (mut newer, _) = phone.stream(1, 5).await;
     let status = older.end().await;
@@ -163,7 +163,7 @@ fn content() -> Vec<u8> {
 async fn a_file_is_acknowledged_with_its_chunks_and_can_be_read() {
     let setup = start().await;
     let admin = Client::admin(&setup.appliance);
-    let phone = FakePhone::enrolled(&setup.appliance, "A").await;
+    let phone = enrolled(&setup.appliance, "A").await;
     let content = content();
     let pieces: Vec<_> = chunking::cut(&content).collect();
     let chunks: Vec<_> = pieces.iter().map(|(chunk, _)| *chunk).collect();
@@ -207,7 +207,7 @@ async fn a_file_is_acknowledged_with_its_chunks_and_can_be_read() {
 async fn phone_and_flash_are_proven_equal_or_not() {
     let setup = start().await;
     let admin = Client::admin(&setup.appliance);
-    let phone = FakePhone::enrolled(&setup.appliance, "A").await;
+    let phone = enrolled(&setup.appliance, "A").await;
     let (mut stream, _) = phone.stream(1, 2).await;
     stream.send_events(vec![event(1, put(b"/r/a", Vec::new())), event(2, put(b"/r/b", Vec::new()))]).await;
     assert_eq!(stream.acked().await, 2);
@@ -246,7 +246,7 @@ async fn phone_and_flash_are_proven_equal_or_not() {
 #[tokio::test]
 async fn a_journal_that_does_not_continue_the_log_is_read_anew() {
     let setup = start().await;
-    let mut phone = FakePhone::enrolled(&setup.appliance, "A").await;
+    let mut phone = enrolled(&setup.appliance, "A").await;
     let (mut stream, _) = phone.stream(1, 3).await;
     stream.send_events(controls(1..=3)).await;
     assert_eq!(stream.acked().await, 3);
@@ -287,7 +287,7 @@ async fn many_phones_stream_at_once() {
     let appliance = Appliance::start(config(data.path(), StoreBackend::Sled)).await.expect("started");
     let mut streaming = tokio::task::JoinSet::new();
     for n in 0..PHONES {
-        let phone = FakePhone::enrolled(&appliance, &format!("P{n}")).await;
+        let phone = enrolled(&appliance, &format!("P{n}")).await;
         streaming.spawn(async move {
             let (mut stream, _) = phone.stream(1, EVENTS).await;
             for first in (1..=EVENTS).step_by(10) {

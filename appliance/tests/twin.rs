@@ -10,7 +10,7 @@ use pollux::config::{StoreBackend, image_folder_default};
 use pollux::input::{self, Point};
 use pollux::twin::binary_beside_us;
 use serde_json::{Value, json};
-use support::{Client, FakePhone, Stream, config, control, event};
+use support::{Client, FakePhone, Stream, config, control, event, stranger};
 use sync_protocol::chunking;
 use sync_protocol::event::{ControlKind, Frame, Kind};
 use sync_protocol::wire::{self, appliance_message::Message as FromAppliance, command, phone_message::Message as FromPhone};
@@ -39,7 +39,7 @@ async fn started(data: &Path, store: StoreBackend) -> Appliance {
 
 /// A phone that says it runs the real image.
 async fn phone(appliance: &Appliance) -> FakePhone {
-    let mut phone = FakePhone::new(appliance, "A");
+    let mut phone = stranger(appliance, "A");
     phone.image = IMAGE.into();
     let code = Client::admin(appliance).new_code().await;
     assert!(phone.register(&code).await.expect("registered"));

@@ -22,13 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const WARM_UP_ROUNDS: usize = 1;
 
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Boots of each machine.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(5..))]
     rounds: u16,
 }
 
-pub fn run(options: &Options) -> Result<Table> {
+pub(crate) fn run(options: &Options) -> Result<Table> {
     let image = Image::latest(&cache_dir(), "handset-arm64")?;
     let mut table = Table::new("boot");
     let (mut ours, mut peer) = (Samples::default(), Samples::default());

@@ -7,6 +7,8 @@
 //! To add one: a file with `run(&Options) -> Result<Table>`, and a line in [`Bench`] and [`Bench::run`].
 
 mod boot;
+mod ingest;
+mod latency;
 mod samples;
 mod table;
 
@@ -31,12 +33,18 @@ struct Arguments {
 enum Bench {
     /// From the start of the process to the handset's home on screen, beside QEMU.
     Boot(boot::Options),
+    /// From a key on the phone to its twin's screen, and from the operator's key to the phone's.
+    Latency(latency::Options),
+    /// Events acknowledged in a second, by one phone and by a hundred, beside SQLite.
+    Ingest(ingest::Options),
 }
 
 impl Bench {
     fn run(&self) -> Result<Table> {
         match self {
             Bench::Boot(options) => boot::run(options),
+            Bench::Latency(options) => latency::run(options),
+            Bench::Ingest(options) => ingest::run(options),
         }
     }
 }

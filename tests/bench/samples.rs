@@ -4,24 +4,28 @@ use anyhow::{Result, ensure};
 
 /// Measurements of one thing, in one unit.
 #[derive(Clone, Debug, Default)]
-pub struct Samples(Vec<f64>);
+pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
-    pub fn add(&mut self, figure: f64) {
+    pub(crate) fn add(&mut self, figure: f64) {
         self.0.push(figure);
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn map(&self, change: impl Fn(f64) -> f64) -> Samples {
+        Samples(self.0.iter().copied().map(change).collect())
+    }
+
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub fn median(&self) -> Result<f64> {
+    pub(crate) fn median(&self) -> Result<f64> {
         self.quantile(0.5)
     }
 
     /// The smallest figure that at least the part `q` (0 to 1) of all does not exceed. Refused when the samples are too few for one
     /// of them to lie beyond it: a 99th percentile needs a hundred.
-    pub fn quantile(&self, q: f64) -> Result<f64> {
+    pub(crate) fn quantile(&self, q: f64) -> Result<f64> {
         let count = self.0.len();
         ensure!(count as f64 * (1.0 - q) >= 1.0 || (q == 0.5 && count > 0), "{count} samples are too few for the quantile {q}");
         let mut sorted = self.0.clone();

@@ -6,7 +6,7 @@ use serde_json::json;
 
 /// Which way a unit is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Better {
+pub(crate) enum Better {
     /// Seconds, bytes.
     Less,
     /// Events a second.
@@ -15,7 +15,7 @@ pub enum Better {
 
 /// One figure of ours, beside a peer's if there is one.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub(crate) struct Row {
     name: String,
     unit: &'static str,
     better: Better,
@@ -24,12 +24,12 @@ pub struct Row {
 }
 
 impl Row {
-    pub fn new(name: impl Into<String>, unit: &'static str, better: Better, ours: f64) -> Row {
+    pub(crate) fn new(name: impl Into<String>, unit: &'static str, better: Better, ours: f64) -> Row {
         Row { name: name.into(), unit, better, ours, peer: None }
     }
 
     /// Adds the peer's figure, taken in the same call.
-    pub fn beside(self, name: impl Into<String>, figure: f64) -> Row {
+    pub(crate) fn beside(self, name: impl Into<String>, figure: f64) -> Row {
         Row { peer: Some((name.into(), figure)), ..self }
     }
 
@@ -45,7 +45,7 @@ impl Row {
 
 /// All rows of one bench, what it could not run, and what a reader must know to judge them.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub(crate) struct Table {
     bench: &'static str,
     rows: Vec<Row>,
     missing: Vec<(String, String)>,
@@ -53,30 +53,30 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn new(bench: &'static str) -> Table {
+    pub(crate) fn new(bench: &'static str) -> Table {
         Table { bench, rows: Vec::new(), missing: Vec::new(), notes: Vec::new() }
     }
 
-    pub fn row(&mut self, row: Row) {
+    pub(crate) fn row(&mut self, row: Row) {
         self.rows.push(row);
     }
 
     /// A row, or a peer, that could not be run, and why.
-    pub fn missing(&mut self, what: impl Into<String>, why: impl std::fmt::Display) {
+    pub(crate) fn missing(&mut self, what: impl Into<String>, why: impl std::fmt::Display) {
         self.missing.push((what.into(), why.to_string()));
     }
 
     /// A line for the table's foot.
-    pub fn note(&mut self, text: impl Into<String>) {
+    pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }
 
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.missing.is_empty()
     }
 
     /// One JSON object a line.
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         let mut text = String::new();
         for row in &self.rows {
             let line = json!({
@@ -89,7 +89,7 @@ impl Table {
         text
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut cells = vec![["row", "unit", "ours", "peer", "ratio"].map(str::to_owned)];
         for row in &self.rows {
             let peer = row.peer.as_ref().map(|(name, figure)| format!("{} ({name})", rounded(*figure)));
@@ -111,7 +111,7 @@ impl Table {
     }
 
     /// What was not run, and the notes.
-    pub fn foot(&self) -> impl Iterator<Item = String> + '_ {
+    pub(crate) fn foot(&self) -> impl Iterator<Item = String> + '_ {
         let missing = self.missing.iter().map(|(what, why)| format!("not run: {what}: {why}"));
         missing.chain(self.notes.iter().cloned())
     }

@@ -107,6 +107,7 @@ pub struct Appliance {
     console: String,
     sync: String,
     pub ca_sha256: String,
+    pub ca_pem: String,
     client: Client,
     token: String,
     turn: MutexGuard<'static, ()>,
@@ -138,11 +139,12 @@ impl Appliance {
         let text = |key: &str| told[key].as_str().map(str::to_owned).with_context(|| format!("no {key} in {told}"));
         // A second installation is refused, and the first is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let ca = reqwest::Certificate::from_pem(text("ca_pem")?.as_bytes())?;
+        let ca_pem = text("ca_pem")?;
+        let ca = reqwest::Certificate::from_pem(ca_pem.as_bytes())?;
         let client = Client::builder().add_root_certificate(ca).timeout(PATIENCE).build()?;
         let token = std::fs::read_to_string(data.path().join("cli.token"))?.trim().to_owned();
         let (console, sync, ca_sha256) = (text("console")?, text("sync")?, text("ca_sha256")?);
-        Ok(Appliance { process, data, console, sync, ca_sha256, client, token, turn })
+        Ok(Appliance { process, data, console, sync, ca_sha256, ca_pem, client, token, turn })
     }
 
     pub fn data(&self) -> &Path {

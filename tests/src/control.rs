@@ -64,23 +64,26 @@ impl Control {
     pub fn changed(&mut self, generation: u64) -> Result<u64> {
         let start = Instant::now();
         loop {
-            let reply = self.ask(json!({"op": "screen_wait", "after_generation": generation, "timeout_ms": WAIT_MS_MAX}))?;
-            if reply["changed"] == true {
-                return reply["generation"].as_u64().with_context(|| format!("no generation in {reply}"));
+            if let Some(generation) = self.changed_within(generation, WAIT_MS_MAX)? {
+                return Ok(generation);
             }
             ensure!(start.elapsed() < PATIENCE, "the screen did not change within {PATIENCE:?}");
         }
     }
 
-    /// Returns once the screen has not changed for `still_ms`, with its generation.
-    pub fn still(&mut self, still_ms: u64) -> Result<u64> {
+    /// As [`Control::changed`]; `None` if it has not changed after `ms`.
+    pub fn changed_within(&mut self, generation: u64, ms: u64) -> Result<Option<u64>> {
+        let reply = self.ask(json!({"op": "screen_wait", "after_generation": generation, "timeout_ms": ms.min(WAIT_MS_MAX)}))?;
+        let now = reply["generation"].as_u64().with_context(|| format!("no generation in {reply}"))?;
+        Ok((reply["changed"] == true).then_some(now))
+    }
+
+    /// Returns once the screen has not changed for `ms`, with its generation.
+    pub fn still(&mut self, ms: u64) -> Result<u64> {
         let mut known = self.generation()?;
-        loop {
-            let reply = self.ask(json!({"op": "screen_wait", "after_generation": known, "timeout_ms": still_ms}))?;
-            if reply["changed"] == false {
-                return Ok(known);
-            }
-            known = reply["generation"].as_u64().with_context(|| format!("no generation in {reply}"))?;
+        while let Some(newer) = self.changed_within(known, ms)? {
+            known = newer;
         }
+        Ok(known)
     }
 }

@@ -11,7 +11,7 @@ use crate::appliance::{Appliance, Process, binary, wait_for};
 use crate::control::Control;
 use crate::targets::Targets;
 
-/// How long a finger rests on the glass.
+/// How long a finger rests on the glass, or on a key.
 const TAP: Duration = Duration::from_millis(60);
 
 /// A screen that has not changed for so long stands still.
@@ -36,12 +36,17 @@ impl DemoPhone {
             command.args(["--code", code]);
         }
         let mut process = Process::start(command, appliance.data().join(format!("{serial}.trace")))?;
-        let socket: PathBuf = appliance.data().join("demo").join(serial).join("control.sock");
+        let socket = control_socket(appliance, serial);
         let control = wait_for("the demo phone's machine", || {
             process.ensure_alive()?;
             Ok(Control::connect(&socket).ok())
         })?;
         Ok(DemoPhone { serial: serial.to_owned(), process, control })
+    }
+
+    /// Where its machine is reached by more than one.
+    pub fn control_socket(&self, appliance: &Appliance) -> PathBuf {
+        control_socket(appliance, &self.serial)
     }
 
     /// The phone's machine; what it cannot do is told with what the phone printed.
@@ -90,6 +95,13 @@ impl DemoPhone {
         })
     }
 
+    /// Presses one key of the hardware keyboard as a finger does, and waits for nothing.
+    pub fn press_key(&mut self, code: u16) -> Result<()> {
+        self.frame("keyboard", json!([[1, code, 1]]))?;
+        std::thread::park_timeout(TAP);
+        self.frame("keyboard", json!([[1, code, 0]]))
+    }
+
     /// Types on the hardware keyboard: lower-case letters, digits, space, and what else `key_code` knows.
     pub fn type_text(&mut self, text: &str) -> Result<()> {
         let before = self.generation()?;
@@ -102,6 +114,10 @@ impl DemoPhone {
         }
         self.drawn_since(before)
     }
+}
+
+fn control_socket(appliance: &Appliance, serial: &str) -> PathBuf {
+    appliance.data().join("demo").join(serial).join("control.sock")
 }
 
 /// Linux key codes of a US keyboard [input-event-codes.h].

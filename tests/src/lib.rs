@@ -4,6 +4,7 @@ pub mod appliance;
 mod console;
 pub mod control;
 pub mod demo;
+pub mod fake_phone;
 pub mod machine;
 pub mod qemu;
 pub mod targets;
