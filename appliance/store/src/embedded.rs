@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::commit::GroupCommit;
 use crate::limits::{check_batch, check_record};
-use crate::packs::{PACK_BYTES, PackBlobs};
+use crate::packs::{PACK_BYTES, PackBlobs, sync_dir};
 use crate::{Kv, KvChange, Log, PhoneId, Result, Store, StoreError};
 
 /// A record takes further events until it has this many bytes.
@@ -53,9 +53,21 @@ pub(crate) fn open(dir: &Path, options: EmbeddedOptions) -> Result<Store> {
         .flush_every_ms(None)
         .open()
         .map_err(|source| StoreError::database("opening the database", source))?;
+    // sled's flush ends with sync_file_range(2), which leaves the file's length and the disk's own cache
+    // alone: enough for a killed process, not for a power cut.
+    let file = File::open(dir.join("sled").join("db"))
+        .and_then(|file| file.sync_all().map(|()| file))
+        .map_err(|source| StoreError::io("syncing the database", source))?;
+    for made in [dir.join("sled").as_path(), dir] {
+        sync_dir(made)?;
+    }
     let commit = GroupCommit::start("store-flusher", {
         let sled = sled.clone();
-        move || sled.flush().map(drop).map_err(|error| error.to_string())
+        move || {
+            sled.flush().map_err(|error| error.to_string())?;
+            file.sync_data()
+                .map_err(|error| format!("syncing the database: {error}"))
+        }
     })?;
     let database = Arc::new(Database {
         sled,

@@ -283,7 +283,7 @@ fn put_header(out: &mut Vec<u8>, hash: &BlobHash, length: usize) {
     out.put_slice(hash.as_bytes());
 }
 
-fn sync_dir(dir: &Path) -> Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(failed("syncing", dir))
