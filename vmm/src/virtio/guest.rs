@@ -6,7 +6,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
 
+use crate::clock::RunTime;
 use crate::memory::GuestRam;
 use crate::vcpu::{IrqChip, VcpuHandle};
 
@@ -19,15 +21,19 @@ pub struct GuestAccess {
     gate_changed: Condvar,
 }
 
-#[derive(Default)]
 struct Gate {
     closed: bool,
     inside: usize,
+    /// Counts while the gate is open.
+    run_time: RunTime,
 }
 
 impl GuestAccess {
     pub fn new(ram: GuestRam, irq_chip: Arc<dyn IrqChip>) -> Arc<Self> {
-        Arc::new(Self { ram, irq_chip, vcpu: OnceLock::new(), gate: Mutex::default(), gate_changed: Condvar::new() })
+        let mut run_time = RunTime::default();
+        run_time.start(Instant::now());
+        let gate = Mutex::new(Gate { closed: false, inside: 0, run_time });
+        Arc::new(Self { ram, irq_chip, vcpu: OnceLock::new(), gate, gate_changed: Condvar::new() })
     }
 
     /// Names the vCPU that runs on this RAM. Devices are made before it is; until then nothing can be stale in it.
@@ -41,6 +47,7 @@ impl GuestAccess {
     pub fn close_gate(&self) {
         let mut gate = lock(&self.gate);
         gate.closed = true;
+        gate.run_time.stop(Instant::now());
         while gate.inside > 0 {
             gate = self.gate_changed.wait(gate).expect(UNPOISONED);
         }
@@ -48,8 +55,16 @@ impl GuestAccess {
 
     /// Lets device threads work again.
     pub fn open_gate(&self) {
-        lock(&self.gate).closed = false;
+        let mut gate = lock(&self.gate);
+        gate.closed = false;
+        gate.run_time.start(Instant::now());
+        drop(gate);
         self.gate_changed.notify_all();
+    }
+
+    /// For how long the gate has been open: a clock for devices that stands still while the machine is paused.
+    pub(super) fn run_time(&self) -> Duration {
+        lock(&self.gate).run_time.at(Instant::now())
     }
 
     /// Waits until the gate is open, and keeps it from closing until the pass is dropped. `None` as soon as `stop`

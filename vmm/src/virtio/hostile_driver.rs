@@ -124,7 +124,7 @@ mod tests {
     use crate::virtio::console::{Console, PortSpec};
     use crate::virtio::fs::Fs;
     use crate::virtio::gpu::Gpu;
-    use crate::virtio::input::Input;
+    use crate::virtio::input::{Input, InputOrder};
     use crate::virtio::net::Net;
 
     const SCRIPTS: u64 = 300;
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn input_survives() {
-        survive(|| (Input::touch(36, 72).unwrap(), vec![]));
+        survive(|| (Input::touch(36, 72, &InputOrder::default()).unwrap(), vec![]));
     }
 
     #[test]

@@ -110,6 +110,13 @@ impl VirtQueue {
         queue.ready() && !self.is_broken() && queue.enable_notification(self.0.guest.ram().as_ref()).unwrap_or(true)
     }
 
+    /// How many chains the driver has made available and nobody has taken: its word, which may be nonsense.
+    pub(super) fn available(&self) -> u16 {
+        let queue = lock(&self.0.queue);
+        let index = queue.avail_idx(self.0.guest.ram().as_ref(), Ordering::Acquire);
+        index.map_or(0, |index| index.0.wrapping_sub(queue.next_avail()))
+    }
+
     /// Gives a chain back to the driver, with what was written into it, and interrupts if the driver wants that.
     pub fn complete(&self, chain: Chain) {
         chain.report_writes();
@@ -147,6 +154,11 @@ impl VirtQueue {
         let total: u64 = spans().map(|s| u64::from(s.len)).sum();
         let known = u32::from(state.head) < u32::from(lock(&self.0.queue).size());
         (fits && known && total <= u64::from(u32::MAX)).then(|| Chain::new(self.0.guest.clone(), state))
+    }
+
+    /// Whether it can give chains, now or later.
+    pub(super) fn is_usable(&self) -> bool {
+        self.is_ready() && !self.is_broken()
     }
 
     pub(super) fn is_ready(&self) -> bool {

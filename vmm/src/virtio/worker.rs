@@ -1,10 +1,11 @@
-//! The thread of a device's outside half: waits for its channels and for kicks, then lets the device work inside the
-//! gate.
+//! The thread of a device's outside half: waits for its channels, for kicks and for its hour, then lets the device work
+//! inside the gate.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -18,6 +19,10 @@ const STACK_BYTES: usize = 128 << 10;
 pub(super) trait Outside: Send + Sync + 'static {
     /// The channels, and what to wait for on each: nothing at all leaves a channel alone, even if it is closed.
     fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)>;
+    /// How soon to work though nothing happens; `None`: not before something does. Asked before each wait.
+    fn due(&self) -> Option<Duration> {
+        None
+    }
     /// A channel became ready, or somebody kicked. Runs inside the gate, so it may touch guest RAM. Must not block.
     fn work(&self);
 }
@@ -94,13 +99,17 @@ fn run(outside: &impl Outside, kick: &Kick, stop: &AtomicBool, guest: &GuestAcce
     }
 }
 
-/// Waits for a kick or a channel; says whether it was a kick. A failing poll (out of kernel memory) is a wake-up too
+/// Waits for a kick, a channel or the time; says whether it was a kick. A failing poll (out of kernel memory) is a wake-up too
 /// many, no more.
 fn wait(outside: &impl Outside, kick: &Kick) -> bool {
     let mut fds = vec![PollFd::new(kick.0.as_fd(), PollFlags::POLLIN)];
     let wanted = outside.interests().into_iter().filter(|(_, flags)| !flags.is_empty());
     fds.extend(wanted.map(|(fd, flags)| PollFd::new(fd, flags)));
-    if let Err(error) = nix::poll::poll(&mut fds, PollTimeout::NONE) {
+    // Up to the next millisecond, or it would wake before its time and wait anew.
+    let timeout = outside.due().map_or(PollTimeout::NONE, |due| {
+        PollTimeout::try_from(due.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+    });
+    if let Err(error) = nix::poll::poll(&mut fds, timeout) {
         tracing::debug!(%error, "poll");
     }
     fds[0].any().unwrap_or(false)

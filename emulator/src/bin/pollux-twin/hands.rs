@@ -1,12 +1,12 @@
 //! The hands of those who watch by RFB: pointer and keys of a desktop become touches and key presses of a phone.
 //!
 //! One finger, whoever holds the button first; others are ignored until it lifts. Keys are counted by watcher, so that a watcher who
-//! leaves holds none down.
+//! leaves holds none down. What a guest does not take is an error to whose hand it was, and leaves nothing pressed.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard};
 
-use vmm::virtio::input::{Event, InputSender};
+use vmm::virtio::input::{Event, InputError, InputSender};
 
 use crate::keymap::{self, KEY_LEFTSHIFT, KEY_RIGHTSHIFT};
 
@@ -25,17 +25,20 @@ const LEFT_BUTTON: u8 = 1;
 /// Nobody has more fingers; a client that claims so is ignored.
 const KEYS_DOWN_MAX: usize = 32;
 
-/// Takes frames of events for one of the guest's devices. A frame that a guest does not take (it has no driver yet, or does not
-/// read) is lost, as a touch is on a phone that is still starting.
+/// Takes frames of events for one of the guest's devices.
 pub(crate) trait Device: Send + Sync {
-    fn send(&self, frame: &[Event]);
+    fn send(&self, frame: &[Event]) -> Result<(), InputError>;
+    /// For a frame that says nothing but where the finger is: the last of several counts.
+    fn send_position(&self, frame: &[Event]) -> Result<(), InputError>;
 }
 
 impl Device for InputSender {
-    fn send(&self, frame: &[Event]) {
-        if let Err(error) = InputSender::send(self, frame) {
-            tracing::debug!(%error, "input from a watcher is lost");
-        }
+    fn send(&self, frame: &[Event]) -> Result<(), InputError> {
+        InputSender::send(self, frame)
+    }
+
+    fn send_position(&self, frame: &[Event]) -> Result<(), InputError> {
+        InputSender::send_position(self, frame)
     }
 }
 
@@ -61,82 +64,90 @@ impl Hands {
     }
 
     /// The pointer of a watcher is at a place on a screen of so many pixels, with these buttons.
-    pub(crate) fn pointer(&self, watcher: u64, buttons: u8, (x, y): (u16, u16), (width, height): (u32, u32)) {
+    pub(crate) fn pointer(
+        &self,
+        watcher: u64,
+        buttons: u8,
+        (x, y): (u16, u16),
+        (width, height): (u32, u32),
+    ) -> Result<(), InputError> {
         let clamp = |at: u16, side: u32| u32::from(at).min(side.saturating_sub(1)) as i32;
         let (x, y) = (clamp(x, width), clamp(y, height));
         let mut state = self.lock();
         match (state.finger, buttons & LEFT_BUTTON != 0) {
             (None, true) => {
-                state.finger = Some((watcher, x, y));
                 state.tracking_id = (state.tracking_id + 1) & TRACKING_ID_MAX;
                 let id = state.tracking_id;
                 let down = [(EV_ABS, ABS_MT_SLOT, 0), (EV_ABS, ABS_MT_TRACKING_ID, id), (EV_KEY, BTN_TOUCH, 1)];
-                self.touch.send(&[&down[..], &position(x, y)].concat());
+                self.touch.send(&[&down[..], &position(x, y)].concat())?;
+                state.finger = Some((watcher, x, y));
             }
-            (Some((holder, old_x, old_y)), true) if holder == watcher => {
-                if (x, y) != (old_x, old_y) {
-                    state.finger = Some((watcher, x, y));
-                    self.touch.send(&[&[(EV_ABS, ABS_MT_SLOT, 0)][..], &position(x, y)].concat());
-                }
+            (Some((holder, old_x, old_y)), true) if holder == watcher && (x, y) != (old_x, old_y) => {
+                self.touch.send_position(&[&[(EV_ABS, ABS_MT_SLOT, 0)][..], &position(x, y)].concat())?;
+                state.finger = Some((watcher, x, y));
             }
-            (Some((holder, ..)), false) if holder == watcher => self.lift(&mut state),
+            (Some((holder, ..)), false) if holder == watcher => return self.lift(&mut state),
             _ => {}
         }
+        Ok(())
     }
 
     /// A watcher presses or releases what makes `keysym`.
-    pub(crate) fn key(&self, watcher: u64, down: bool, keysym: u32) {
-        let Some(key) = keymap::key(keysym) else { return };
+    pub(crate) fn key(&self, watcher: u64, down: bool, keysym: u32) -> Result<(), InputError> {
+        let Some(key) = keymap::key(keysym) else { return Ok(()) };
         let mut state = self.lock();
         let held = state.keys.contains(&(watcher, key.code));
         if !down {
-            if state.keys.remove(&(watcher, key.code)) {
-                self.keyboard.send(&[(EV_KEY, key.code, 0)]);
-            }
-            return;
+            return if state.keys.remove(&(watcher, key.code)) { self.keyboard.send(&[(EV_KEY, key.code, 0)]) } else { Ok(()) };
         }
         if !held && state.keys.len() >= KEYS_DOWN_MAX {
-            return;
+            return Ok(());
         }
-        state.keys.insert((watcher, key.code));
         let press = (EV_KEY, key.code, if held { 2 } else { 1 });
         // The watcher's layout may make the symbol with another state of Shift than a US keyboard does.
         let shifts: Vec<u16> = [KEY_LEFTSHIFT, KEY_RIGHTSHIFT].into_iter().filter(|s| state.keys.iter().any(|k| k.1 == *s)).collect();
-        match key.shift {
-            Some(true) if shifts.is_empty() => {
-                self.keyboard.send(&[(EV_KEY, KEY_LEFTSHIFT, 1)]);
-                self.keyboard.send(&[press]);
-                self.keyboard.send(&[(EV_KEY, KEY_LEFTSHIFT, 0)]);
-            }
-            Some(false) if !shifts.is_empty() => {
-                shifts.iter().for_each(|shift| self.keyboard.send(&[(EV_KEY, *shift, 0)]));
-                self.keyboard.send(&[press]);
-                shifts.iter().for_each(|shift| self.keyboard.send(&[(EV_KEY, *shift, 1)]));
-            }
-            _ => self.keyboard.send(&[press]),
-        }
+        let all = |shifts: &[u16], value| shifts.iter().map(|shift| (EV_KEY, *shift, value)).collect::<Vec<Event>>();
+        let (before, after) = match key.shift {
+            Some(true) if shifts.is_empty() => (all(&[KEY_LEFTSHIFT], 1), all(&[KEY_LEFTSHIFT], 0)),
+            Some(false) => (all(&shifts, 0), all(&shifts, 1)),
+            _ => (vec![], vec![]),
+        };
+        let send = |frame: &[Event]| if frame.is_empty() { Ok(()) } else { self.keyboard.send(frame) };
+        send(&before)?;
+        let pressed = send(&[press]);
+        send(&after)?;
+        pressed?;
+        state.keys.insert((watcher, key.code));
+        Ok(())
     }
 
     /// A watcher has gone: its finger lifts, its keys come up.
     pub(crate) fn leave(&self, watcher: u64) {
         let mut state = self.lock();
         if state.finger.is_some_and(|(holder, ..)| holder == watcher) {
-            self.lift(&mut state);
+            tell(self.lift(&mut state));
         }
         let theirs: Vec<_> = state.keys.iter().filter(|k| k.0 == watcher).copied().collect();
         for key in theirs {
             state.keys.remove(&key);
-            self.keyboard.send(&[(EV_KEY, key.1, 0)]);
+            tell(self.keyboard.send(&[(EV_KEY, key.1, 0)]));
         }
     }
 
-    fn lift(&self, state: &mut State) {
+    fn lift(&self, state: &mut State) -> Result<(), InputError> {
         state.finger = None;
-        self.touch.send(&[(EV_ABS, ABS_MT_SLOT, 0), (EV_ABS, ABS_MT_TRACKING_ID, -1), (EV_KEY, BTN_TOUCH, 0)]);
+        self.touch.send(&[(EV_ABS, ABS_MT_SLOT, 0), (EV_ABS, ABS_MT_TRACKING_ID, -1), (EV_KEY, BTN_TOUCH, 0)])
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nobody panics while moving a finger")
+    }
+}
+
+/// For a watcher who cannot be told any more.
+fn tell(sent: Result<(), InputError>) {
+    if let Err(error) = sent {
+        tracing::warn!(%error, "something stays pressed");
     }
 }
 
@@ -151,17 +162,31 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Sent(Arc<Mutex<Vec<Vec<Event>>>>);
+    struct Sent(Arc<Mutex<(Vec<Vec<Event>>, bool)>>);
 
     impl Device for Sent {
-        fn send(&self, frame: &[Event]) {
-            self.0.lock().unwrap().push(frame.to_vec());
+        fn send(&self, frame: &[Event]) -> Result<(), InputError> {
+            let mut sent = self.0.lock().unwrap();
+            // As the device does, one that is full takes what lifts.
+            if sent.1 && frame.iter().any(|event| event.2 > 0) {
+                return Err(InputError::Full("it"));
+            }
+            sent.0.push(frame.to_vec());
+            Ok(())
+        }
+
+        fn send_position(&self, frame: &[Event]) -> Result<(), InputError> {
+            self.send(frame)
         }
     }
 
     impl Sent {
         fn take(&self) -> Vec<Vec<Event>> {
-            std::mem::take(&mut self.0.lock().unwrap())
+            std::mem::take(&mut self.0.lock().unwrap().0)
+        }
+
+        fn is_full(&self, full: bool) {
+            self.0.lock().unwrap().1 = full;
         }
     }
 
@@ -175,66 +200,86 @@ mod tests {
     #[test]
     fn a_button_is_a_finger() {
         let (hands, _, touch) = hands();
-        hands.pointer(1, 0, (5, 5), SCREEN);
+        hands.pointer(1, 0, (5, 5), SCREEN).unwrap();
         assert!(touch.take().is_empty(), "hovering is nothing");
-        hands.pointer(1, 1, (10, 20), SCREEN);
+        hands.pointer(1, 1, (10, 20), SCREEN).unwrap();
         let down = touch.take();
         assert_eq!(down.len(), 1);
         assert_eq!(down[0][..3], [(3, 0x2f, 0), (3, 0x39, 1), (1, 0x14a, 1)]);
         assert_eq!(down[0][3..], [(3, 0x35, 10), (3, 0x36, 20), (3, 0, 10), (3, 1, 20)]);
-        hands.pointer(1, 1, (10, 20), SCREEN);
+        hands.pointer(1, 1, (10, 20), SCREEN).unwrap();
         assert!(touch.take().is_empty());
-        hands.pointer(1, 1, (9999, 65535), SCREEN);
+        hands.pointer(1, 1, (9999, 65535), SCREEN).unwrap();
         assert_eq!(touch.take()[0][1..3], [(3, 0x35, 359), (3, 0x36, 719)]);
-        hands.pointer(1, 4, (0, 0), SCREEN);
+        hands.pointer(1, 4, (0, 0), SCREEN).unwrap();
         assert_eq!(touch.take(), [vec![(3, 0x2f, 0), (3, 0x39, -1), (1, 0x14a, 0)]]);
     }
 
     #[test]
     fn one_finger_at_a_time_and_none_left_behind() {
         let (hands, _, touch) = hands();
-        hands.pointer(1, 1, (1, 1), SCREEN);
+        hands.pointer(1, 1, (1, 1), SCREEN).unwrap();
         touch.take();
-        hands.pointer(2, 1, (2, 2), SCREEN);
-        hands.pointer(2, 0, (2, 2), SCREEN);
+        hands.pointer(2, 1, (2, 2), SCREEN).unwrap();
+        hands.pointer(2, 0, (2, 2), SCREEN).unwrap();
         hands.leave(2);
         assert!(touch.take().is_empty());
         hands.leave(1);
         assert_eq!(touch.take().len(), 1);
-        hands.pointer(2, 1, (2, 2), SCREEN);
+        hands.pointer(2, 1, (2, 2), SCREEN).unwrap();
         assert_eq!(touch.take().len(), 1);
     }
 
     #[test]
     fn symbols_get_the_shift_that_a_us_keyboard_needs() {
         let (hands, keyboard, _) = hands();
-        hands.key(1, true, u32::from('a'));
-        hands.key(1, true, u32::from('a'));
-        hands.key(1, false, u32::from('a'));
+        hands.key(1, true, u32::from('a')).unwrap();
+        hands.key(1, true, u32::from('a')).unwrap();
+        hands.key(1, false, u32::from('a')).unwrap();
         assert_eq!(keyboard.take(), [[(1, 30, 1)], [(1, 30, 2)], [(1, 30, 0)]]);
         // '@' without Shift, as a German keyboard sends it.
-        hands.key(1, true, u32::from('@'));
-        hands.key(1, false, u32::from('@'));
+        hands.key(1, true, u32::from('@')).unwrap();
+        hands.key(1, false, u32::from('@')).unwrap();
         assert_eq!(keyboard.take(), [[(1, 42, 1)], [(1, 3, 1)], [(1, 42, 0)], [(1, 3, 0)]]);
         // '7' with Shift, as a French keyboard sends it.
-        hands.key(1, true, 0xffe1);
-        hands.key(1, true, u32::from('7'));
+        hands.key(1, true, 0xffe1).unwrap();
+        hands.key(1, true, u32::from('7')).unwrap();
         assert_eq!(keyboard.take(), [[(1, 42, 1)], [(1, 42, 0)], [(1, 8, 1)], [(1, 42, 1)]]);
-        hands.key(1, true, 0xe4);
+        hands.key(1, true, 0xe4).unwrap();
         assert!(keyboard.take().is_empty());
     }
 
     #[test]
     fn keys_come_up_when_their_watcher_leaves() {
         let (hands, keyboard, _) = hands();
-        hands.key(1, true, 0xff0d);
-        hands.key(2, false, 0xff0d);
+        hands.key(1, true, 0xff0d).unwrap();
+        hands.key(2, false, 0xff0d).unwrap();
         assert_eq!(keyboard.take().len(), 1, "who does not hold a key cannot release it");
         hands.leave(1);
         assert_eq!(keyboard.take(), [[(1, 28, 0)]]);
         for key in 0..100u32 {
-            hands.key(1, true, 0x21 + key % 94);
+            hands.key(1, true, 0x21 + key % 94).unwrap();
         }
         assert!(hands.lock().keys.len() <= KEYS_DOWN_MAX);
+    }
+
+    #[test]
+    fn what_is_not_taken_is_an_error_and_leaves_nothing_pressed() {
+        let (hands, keyboard, touch) = hands();
+        let full = |error: InputError| assert_eq!(error, InputError::Full("it"));
+        hands.key(1, true, u32::from('a')).unwrap();
+        keyboard.take();
+        keyboard.is_full(true);
+        touch.is_full(true);
+        full(hands.key(1, true, u32::from('b')).unwrap_err());
+        full(hands.key(1, true, u32::from('@')).unwrap_err());
+        full(hands.pointer(1, 1, (10, 20), SCREEN).unwrap_err());
+        hands.key(1, false, u32::from('a')).unwrap();
+        assert_eq!(keyboard.take(), [[(1, 30, 0)]]);
+        // What was never pressed is not lifted.
+        hands.key(1, false, u32::from('b')).unwrap();
+        hands.pointer(1, 0, (10, 20), SCREEN).unwrap();
+        hands.leave(1);
+        assert!(keyboard.take().is_empty() && touch.take().is_empty());
     }
 }

@@ -20,7 +20,7 @@ use vmm::virtio::block::Block;
 use vmm::virtio::console::{Console as ConsoleDevice, PortSpec, Ports};
 use vmm::virtio::fs::Fs;
 use vmm::virtio::gpu::{Gpu, Screen};
-use vmm::virtio::input::{Event, Input, InputError, InputSender};
+use vmm::virtio::input::{Event, Input, InputError, InputOrder, InputSender};
 use vmm::virtio::net::Net;
 use vmm::virtio::rng::Rng;
 
@@ -100,8 +100,9 @@ impl Twin {
     pub(crate) fn new(config: TwinConfig, on_exit: impl Fn(&ExitReason) + Send + Sync + 'static, console: Console) -> Result<Self, TwinError> {
         let (width, height) = (config.display.width, config.display.height);
         let gpu = Gpu::new(width, height).map_err(|e| failed("the screen", e))?;
-        let keyboard = Input::keyboard().map_err(|e| failed("the keyboard", e))?;
-        let touch = Input::touch(width, height).map_err(|e| failed("the touch panel", e))?;
+        let order = InputOrder::default();
+        let keyboard = Input::keyboard(&order).map_err(|e| failed("the keyboard", e))?;
+        let touch = Input::touch(width, height, &order).map_err(|e| failed("the touch panel", e))?;
         Ok(Self {
             config,
             screen: gpu.screen(),

@@ -16,6 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use vmm::virtio::gpu::Screen;
+use vmm::virtio::input::InputError;
 
 use crate::hands::Hands;
 use crate::listener::Listener;
@@ -68,6 +69,15 @@ struct Wanted {
     encodings: Option<Vec<i32>>,
     /// Whether changes only; and where.
     update: Option<(bool, Rect)>,
+    /// To be told that its hands are too fast.
+    bell: bool,
+}
+
+/// What a writer does next.
+enum Request {
+    /// Whether changes only; and where.
+    Update(bool, Rect),
+    Bell,
 }
 
 impl Gallery {
@@ -161,13 +171,26 @@ fn listen(gallery: &Gallery, from: &mut BufReader<UnixStream>, number: u64) -> R
                 Some((false, _)) if incremental => {}
                 _ => w.update = Some((incremental, area)),
             }),
-            ClientMessage::Key { down, keysym } => gallery.hands.key(number, down, keysym),
+            ClientMessage::Key { down, keysym } => answer(gallery, number, gallery.hands.key(number, down, keysym)),
             ClientMessage::Pointer { buttons, x, y } => {
                 let size = gallery.screen.look(|frame| (frame.width(), frame.height()));
-                gallery.hands.pointer(number, buttons, (x, y), size);
+                answer(gallery, number, gallery.hands.pointer(number, buttons, (x, y), size));
             }
             ClientMessage::CutText => {}
         }
+    }
+}
+
+/// Tells a watcher that what its hands did was lost, as a keyboard's controller does: by a beep. A guest that has no driver yet gets
+/// nothing, and nobody is told: so it is on any phone that is still starting.
+fn answer(gallery: &Gallery, number: u64, taken: Result<(), InputError>) {
+    match taken {
+        Ok(()) => {}
+        Err(error @ InputError::Full(_)) => {
+            tracing::info!(watcher = number, %error, "input from a watcher is lost");
+            gallery.want(number, |w| w.bell = true);
+        }
+        Err(error) => tracing::debug!(watcher = number, %error, "input from a watcher is lost"),
     }
 }
 
@@ -203,7 +226,14 @@ impl Writer {
     }
 
     fn write_updates(&mut self) -> io::Result<()> {
-        while let Some((incremental, area)) = self.next_request() {
+        while let Some(request) = self.next_request() {
+            let (incremental, area) = match request {
+                Request::Update(incremental, area) => (incremental, area),
+                Request::Bell => {
+                    self.stream.write_all(&[protocol::BELL])?;
+                    continue;
+                }
+            };
             let (picture, news, generation) = self.gallery.screen.look(|frame| {
                 (Picture::of(frame), frame.damage_since(self.seen), frame.generation())
             });
@@ -253,12 +283,15 @@ impl Writer {
     }
 
     /// Waits for a request that can be answered; `None` when the watcher has left.
-    fn next_request(&mut self) -> Option<(bool, Rect)> {
+    fn next_request(&mut self) -> Option<Request> {
         let gallery = self.gallery.clone();
         let mut state = gallery.lock();
         loop {
             let generation = state.generation;
             let wanted = state.watchers.get_mut(&self.number)?;
+            if std::mem::take(&mut wanted.bell) {
+                return Some(Request::Bell);
+            }
             let due = match wanted.update {
                 None => false,
                 Some((false, _)) => true,
@@ -271,7 +304,7 @@ impl Writer {
                 let (format, encodings) = (wanted.format.take(), wanted.encodings.take());
                 drop(state);
                 self.adopt(format, encodings);
-                return request;
+                return request.map(|(incremental, area)| Request::Update(incremental, area));
             }
             state = gallery.wait(state);
         }

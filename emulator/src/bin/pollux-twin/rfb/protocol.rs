@@ -5,6 +5,8 @@ use std::io::{self, Read};
 
 pub(super) const VERSION: &[u8; 12] = b"RFB 003.008\n";
 pub(super) const SECURITY_NONE: u8 = 1;
+/// All of the message Bell (7.6.3).
+pub(super) const BELL: u8 = 2;
 
 pub(super) const ENCODING_RAW: i32 = 0;
 pub(super) const ENCODING_ZRLE: i32 = 16;

@@ -3,15 +3,24 @@
 use std::io::Read;
 
 use vmm::virtio::gpu::Gpu;
-use vmm::virtio::input::Event;
+use vmm::virtio::input::{Event, InputError};
 
 use super::*;
 use crate::hands::Device;
 
-struct Nobody;
+/// A device that takes everything, or nothing.
+struct Dummy {
+    is_full: bool,
+}
 
-impl Device for Nobody {
-    fn send(&self, _: &[Event]) {}
+impl Device for Dummy {
+    fn send(&self, _: &[Event]) -> Result<(), InputError> {
+        if self.is_full { Err(InputError::Full("it")) } else { Ok(()) }
+    }
+
+    fn send_position(&self, frame: &[Event]) -> Result<(), InputError> {
+        self.send(frame)
+    }
 }
 
 struct Server {
@@ -21,9 +30,14 @@ struct Server {
 
 impl Server {
     fn new() -> Self {
+        Self::with(false)
+    }
+
+    fn with(is_full: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let screen = Gpu::new(100, 80).unwrap().screen();
-        let listener = serve(&dir.path().join("rfb"), screen, Arc::new(Hands::new(Nobody, Nobody))).unwrap();
+        let hands = Arc::new(Hands::new(Dummy { is_full }, Dummy { is_full }));
+        let listener = serve(&dir.path().join("rfb"), screen, hands).unwrap();
         Self { dir, _listener: listener }
     }
 
@@ -143,5 +157,15 @@ fn a_watcher_that_does_not_read_is_sent_one_update_at_a_time() {
         client.write_all(&[5, 1, 0, 1, 0, 1]).unwrap();
     }
     // What was asked for while an update was under way counts once.
+    assert_eq!(read(&mut client), [0, 0, 0, 1]);
+}
+
+#[test]
+fn hands_that_are_too_fast_hear_a_bell() {
+    let server = Server::with(true);
+    let mut client = server.client();
+    client.write_all(&[4, 1, 0, 0, 0, 0, 0, b'a']).unwrap();
+    assert_eq!(read(&mut client), [2]);
+    client.write_all(&ALL).unwrap();
     assert_eq!(read(&mut client), [0, 0, 0, 1]);
 }
