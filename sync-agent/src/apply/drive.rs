@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use super::feeding::Feeding;
 use super::input::{Injector, InputSink};
 use super::lease::{Lease, LeaseChange, announce};
 use crate::clock;
@@ -40,6 +41,7 @@ impl DriveHandle {
         let drive = Drive {
             lease: Lease::default(),
             injector: sink.map(Injector::new),
+            feeding: Feeding::new(),
             lease_file,
             files,
         };
@@ -72,6 +74,7 @@ impl DriveHandle {
 struct Drive<S> {
     lease: Lease,
     injector: Result<Injector<S>, String>,
+    feeding: Feeding<oneshot::Sender<Answer>>,
     lease_file: PathBuf,
     files: FilesHandle,
 }
@@ -81,24 +84,21 @@ impl<S: InputSink> Drive<S> {
         // Left over from before: nobody drives now.
         self.announce(None);
         loop {
-            let until = self.lease.until();
-            let expiry = async {
-                match until {
-                    Some(until) => sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let expiry = self.lease.until();
+            let now = Instant::now();
+            let next = self.feeding.wait(now).map(|wait| now + wait);
             tokio::select! {
                 ask = inbox.recv() => match ask {
                     Some(Ask::Lease(lease, reply)) => drop(reply.send(self.command(lease))),
-                    Some(Ask::Input(frames, reply)) => drop(reply.send(self.input(&frames))),
+                    Some(Ask::Input(frames, reply)) => self.input(frames, reply),
                     Some(Ask::Release) => self.release(),
                     None => break,
                 },
-                () = expiry => {
+                () = at(expiry) => {
                     let change = self.lease.expire(Instant::now());
                     self.follow(change);
                 }
+                () = at(next) => self.feed(),
             }
         }
         self.release();
@@ -115,17 +115,33 @@ impl<S: InputSink> Drive<S> {
         }
     }
 
-    fn input(&mut self, frames: &[Frame]) -> Answer {
-        if !self.lease.is_on(Instant::now()) {
-            return (CommandStatus::Refused, "no lease is on".into());
-        }
-        match &mut self.injector {
+    /// Refuses input, or has it fed.
+    fn input(&mut self, frames: Vec<Frame>, reply: oneshot::Sender<Answer>) {
+        let refusal = match &self.injector {
+            _ if !self.lease.is_on(Instant::now()) => {
+                (CommandStatus::Refused, "no lease is on".into())
+            }
             Err(why) => (CommandStatus::Failed, why.clone()),
-            Ok(injector) => match frames.iter().try_for_each(|frame| injector.feed(frame)) {
-                Ok(()) => (CommandStatus::Done, String::new()),
-                Err(error) => (CommandStatus::Failed, error.to_string()),
-            },
-        }
+            Ok(_) => return self.feeding.add(frames, reply),
+        };
+        // Whoever asked may have gone.
+        let _ = reply.send(refusal);
+    }
+
+    /// Feeds the frame whose time has come.
+    fn feed(&mut self) {
+        let fed = match (self.feeding.next(Instant::now()), &mut self.injector) {
+            (Some(frame), Ok(injector)) => injector.feed(&frame),
+            _ => Ok(()),
+        };
+        let Some(reply) = self.feeding.gave(fed.is_err()) else {
+            return;
+        };
+        // Whoever asked may have gone.
+        let _ = reply.send(match fed {
+            Ok(()) => (CommandStatus::Done, String::new()),
+            Err(error) => (CommandStatus::Failed, error.to_string()),
+        });
     }
 
     fn follow(&mut self, change: LeaseChange) {
@@ -159,11 +175,25 @@ impl<S: InputSink> Drive<S> {
         }
     }
 
+    /// Lifts what is pressed; what has not been fed is not.
     fn release(&mut self) {
+        for reply in self.feeding.give_up() {
+            let why = "the lease or the stream ended before all of it was given";
+            // Whoever asked may have gone.
+            let _ = reply.send((CommandStatus::Failed, why.into()));
+        }
         if let Ok(injector) = &mut self.injector
             && let Err(error) = injector.release()
         {
             tracing::warn!(%error, "cannot lift what is pressed");
         }
+    }
+}
+
+/// Resolves at `time`; without one, never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
