@@ -123,12 +123,12 @@ const CNTHCTL_EL2: SystemRegister = SystemRegister { op0: 3, op1: 4, crn: 14, cr
 const CNTHCTL_EL1PCTEN_EL1PCEN: u64 = 0b11;
 
 impl Vcpu for UnicornCpu {
-    fn set_boot_state(&mut self, entry: u64, device_tree: u64) -> Result<(), VcpuError> {
+    fn set_boot_state(&mut self, entry: u64, parameters: u64) -> Result<(), VcpuError> {
         self.engine.set_register(Register::PSTATE, PSTATE_BOOT)?;
         self.engine.set_system_register(SCR_EL3, SCR_NS | SCR_HCE | SCR_RW)?;
         self.engine.set_system_register(HCR_EL2, HCR_RW)?;
         self.engine.set_system_register(CNTHCTL_EL2, CNTHCTL_EL1PCTEN_EL1PCEN)?;
-        self.engine.set_register(Register::X0, device_tree)?;
+        self.engine.set_register(Register::X0, parameters)?;
         for zero in [Register::X1, Register::X2, Register::X3] {
             self.engine.set_register(zero, 0)?;
         }

@@ -65,7 +65,8 @@ pub struct BootSource<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootEntry {
     pub kernel: u64,
-    pub device_tree: u64,
+    /// Address of what the kernel is told: the device tree.
+    pub parameters: u64,
 }
 
 /// Puts kernel, initramfs and device tree into fresh guest RAM.
@@ -91,7 +92,7 @@ pub fn load(ram: &GuestRam, source: &BootSource) -> Result<BootEntry, BootError>
     assert!(tree.len() as u64 <= DEVICE_TREE_AREA, "the device tree fits the RAM kept for it");
     let device_tree = layout::RAM_BASE;
     ram.write_slice(&tree, GuestAddress(device_tree)).map_err(|source| BootError::Ram { what: "the device tree", source })?;
-    Ok(BootEntry { kernel: entry, device_tree })
+    Ok(BootEntry { kernel: entry, parameters: device_tree })
 }
 
 /// The fields of the Image header that matter to a loader.

@@ -46,11 +46,11 @@ fn loads_kernel_initramfs_and_device_tree() {
     let kernel = file(&image(0, 3 * MIB, 0xa, 4096));
     let initramfs = file(&[0x55; 5000]);
     let entry = load(&ram, &source(kernel.path(), Some(initramfs.path()))).unwrap();
-    assert_eq!(entry, BootEntry { kernel: 0x4020_0000, device_tree: 0x4000_0000 });
+    assert_eq!(entry, BootEntry { kernel: 0x4020_0000, parameters: 0x4000_0000 });
     assert_eq!(ram.read_obj::<u32>(GuestAddress(entry.kernel + 56)).unwrap(), 0x644d_5241);
     assert_eq!(ram.read_obj::<u8>(GuestAddress(entry.kernel + 4095)).unwrap(), 0xaa);
 
-    let tree = parse(&ram, entry.device_tree);
+    let tree = parse(&ram, entry.parameters);
     let be64 = |key: &str| u64::from_be_bytes(tree[key][..].try_into().unwrap());
     let (start, end) = (be64("/chosen/linux,initrd-start"), be64("/chosen/linux,initrd-end"));
     assert_eq!((start % 4096, end - start), (0, 5000));
@@ -68,7 +68,7 @@ fn device_tree_names_the_machine() {
     let ram = memory::anonymous(64 * MIB).unwrap();
     let kernel = file(&image(0, MIB, 0xa, 4096));
     let entry = load(&ram, &BootSource { kaslr_seed: Some(5), ..source(kernel.path(), None) }).unwrap();
-    let tree = parse(&ram, entry.device_tree);
+    let tree = parse(&ram, entry.parameters);
     assert_eq!(tree["/timer/interrupt-names"], b"phys\0");
     assert_eq!(cells(&tree["/timer/interrupts"]), [1, 14, 4], "only the non-secure physical timer, INTID 30");
     assert_eq!(tree["/psci/method"], b"hvc\0");

@@ -3,6 +3,7 @@
 //! It knows no phone, no server and no Unicorn: a vCPU is handed in by whoever builds a machine, and everything
 //! outside the machine (disk files, sockets, the screen's readers) arrives as a descriptor or a channel.
 
+pub mod board;
 pub mod boot;
 pub mod bus;
 pub mod clock;

@@ -18,13 +18,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::board::Board;
 use crate::boot::BootEntry;
-use crate::bus::{Bus, MmioDevice, Overlap};
-use crate::clock::{RunTime, WallClock};
-use crate::devices::gic::Gic;
-use crate::devices::rtc::Rtc;
-use crate::devices::uart::{Uart, UartInput, UartSink};
-use crate::layout::{self, Region};
+use crate::bus::{Bus, Overlap};
+use crate::clock::RunTime;
+use crate::devices::uart::UartInput;
+use crate::layout;
 use crate::memory::GuestRam;
 use crate::snapshot::{DeviceBytes, MachineState};
 use crate::vcpu::{IrqChip, Vcpu, VcpuError, VcpuExit, VcpuHandle};
@@ -96,15 +95,12 @@ impl std::fmt::Display for State {
 pub struct MachineBuilder {
     ram: GuestRam,
     bus: Bus,
-    board: Board,
+    devices: Devices,
 }
 
 /// The devices, for saving and restoring.
-struct Board {
-    gic: Arc<Gic>,
-    uart: Arc<Mutex<Uart>>,
-    uart_input: UartInput,
-    rtc: Arc<Mutex<Rtc>>,
+struct Devices {
+    board: Box<dyn Board>,
     guest: Arc<GuestAccess>,
     slots: Vec<Slot>,
 }
@@ -115,44 +111,34 @@ struct Slot {
 }
 
 impl MachineBuilder {
-    /// Begins with interrupt controller, serial port (printing to `console`) and real-time clock.
-    pub fn new(ram: GuestRam, clock: Arc<dyn WallClock>, console: Box<dyn UartSink>) -> Result<Self, MachineError> {
-        let gic = Gic::new();
-        let uart = Uart::new(gic.clone(), layout::UART_INTID, console);
-        let uart_input = uart.input();
-        let (uart, rtc) = (Arc::new(Mutex::new(uart)), Arc::new(Mutex::new(Rtc::new(clock))));
-        let guest = GuestAccess::new(ram.clone(), gic.clone());
+    /// Begins with what the board has.
+    pub fn new(ram: GuestRam, board: Box<dyn Board>) -> Result<Self, MachineError> {
+        let guest = GuestAccess::new(ram.clone(), board.irq_chip());
         // Closed until the machine runs.
         guest.close_gate();
         let mut bus = Bus::default();
-        bus.insert(layout::GIC_DIST, Arc::new(Mutex::new(gic.distributor())))?;
-        bus.insert(layout::GIC_CPU, Arc::new(Mutex::new(gic.cpu_interface())))?;
-        bus.insert(layout::UART, uart.clone())?;
-        bus.insert(layout::RTC, rtc.clone())?;
-        Ok(Self { ram, bus, board: Board { gic, uart, uart_input, rtc, guest, slots: Vec::new() } })
+        board.populate(&mut bus)?;
+        Ok(Self { ram, bus, devices: Devices { board, guest, slots: Vec::new() } })
     }
 
     /// Puts a virtio device into the next slot.
     pub fn add(&mut self, device: impl VirtioDevice + 'static) -> Result<(), MachineError> {
-        let slot = self.board.slots.len();
+        let slot = self.devices.slots.len();
         if slot == layout::VIRTIO_SLOTS {
             return Err(MachineError::NoSlot);
         }
         let name = device.name();
-        let transport = MmioTransport::new(device, self.board.guest.clone(), layout::virtio_intid(slot));
+        let (region, interrupt) = self.devices.board.virtio_slot(slot);
+        let transport = MmioTransport::new(device, self.devices.guest.clone(), interrupt);
         let transport = Arc::new(Mutex::new(transport));
-        self.insert(layout::virtio_slot(slot), transport.clone())?;
-        self.board.slots.push(Slot { name, transport });
+        self.bus.insert(region, transport.clone())?;
+        self.devices.slots.push(Slot { name, transport });
         Ok(())
-    }
-
-    fn insert(&mut self, region: Region, device: Arc<Mutex<dyn MmioDevice>>) -> Result<(), MachineError> {
-        Ok(self.bus.insert(region, device)?)
     }
 
     /// The slots in use, for [`crate::boot::BootSource`].
     pub fn virtio_slots(&self) -> Vec<usize> {
-        (0..self.board.slots.len()).collect()
+        (0..self.devices.slots.len()).collect()
     }
 
     /// Makes the vCPU, on the thread where it will live, and with it the machine. `on_exit` is called once, on that
@@ -162,17 +148,17 @@ impl MachineBuilder {
         make_vcpu: impl FnOnce(GuestRam, Arc<Bus>, Arc<dyn IrqChip>) -> Result<C, VcpuError> + Send + 'static,
         on_exit: impl FnOnce(&ExitReason) + Send + 'static,
     ) -> Result<Machine, MachineError> {
-        let Self { ram, bus, board } = self;
+        let Self { ram, bus, devices } = self;
         let shared = Arc::new(Shared::default());
         let (commands, inbox) = channel();
         let (made, wait_made) = channel();
-        let (ram_there, gic, shared_there) = (ram.clone(), board.gic.clone(), shared.clone());
+        let (ram_there, irq_chip, shared_there) = (ram.clone(), devices.board.irq_chip(), shared.clone());
         let thread = std::thread::Builder::new()
             .name("vcpu".into())
             .stack_size(VCPU_STACK_BYTES)
             .spawn(move || {
                 let mut alarm = DeathAlarm { shared: shared_there, on_exit: Some(on_exit) };
-                match make_vcpu(ram_there, Arc::new(bus), gic) {
+                match make_vcpu(ram_there, Arc::new(bus), irq_chip) {
                     Ok(mut vcpu) => {
                         // The builder waits for this; it cannot have gone.
                         let _ = made.send(Ok(vcpu.handle()));
@@ -190,16 +176,16 @@ impl MachineBuilder {
                 return Err(failed.map_or(MachineError::VcpuGone, |made| made.map_or_else(Into::into, |_| MachineError::VcpuGone)));
             }
         };
-        board.gic.connect(handle.clone());
-        board.guest.connect(handle.clone());
-        Ok(Machine { ram, board, shared, handle, commands: Some(commands), thread: Some(thread) })
+        devices.board.connect(handle.clone());
+        devices.guest.connect(handle.clone());
+        Ok(Machine { ram, devices, shared, handle, commands: Some(commands), thread: Some(thread) })
     }
 }
 
 /// A machine; dropping it stops it. All methods may be called from one thread at a time.
 pub struct Machine {
     ram: GuestRam,
-    board: Board,
+    devices: Devices,
     shared: Arc<Shared>,
     handle: Arc<dyn VcpuHandle>,
     /// Absent once the machine has been stopped.
@@ -255,7 +241,7 @@ impl Machine {
 
     /// Types into the serial console.
     pub fn uart_input(&self) -> UartInput {
-        self.board.uart_input.clone()
+        self.devices.board.uart_input()
     }
 
     /// Starts the kernel that [`crate::boot::load`] put into RAM.
@@ -285,10 +271,10 @@ impl Machine {
             return Err(MachineError::WrongState { operation: "pause", state });
         }
         let deadline = Instant::now() + QUIESCE_TIMEOUT;
-        for slot in &self.board.slots {
+        for slot in &self.devices.slots {
             slot.lock().quiesce(deadline.saturating_duration_since(Instant::now()));
         }
-        self.board.guest.close_gate();
+        self.devices.guest.close_gate();
         self.shared.lock().state = State::Paused;
         Ok(())
     }
@@ -297,13 +283,11 @@ impl Machine {
     pub fn save(&mut self) -> Result<MachineState, MachineError> {
         self.expect("save", &State::Paused)?;
         let cpu = self.ask(Command::Save)??;
-        let devices = self.board.slots.iter();
+        let devices = self.devices.slots.iter();
         let devices = devices.map(|slot| DeviceBytes { name: slot.name.into(), bytes: slot.lock().save() }).collect();
         Ok(MachineState {
             run_time: self.run_time(),
-            gic: self.board.gic.save(),
-            uart: lock(&self.board.uart).save(),
-            rtc: lock(&self.board.rtc).save(),
+            board: self.devices.board.save(),
             cpu,
             devices,
         })
@@ -315,16 +299,14 @@ impl Machine {
         self.expect("restore", &State::Created)?;
         let names = |of: &mut dyn Iterator<Item = &str>| of.collect::<Vec<_>>().join(", ");
         let saved = names(&mut state.devices.iter().map(|d| d.name.as_str()));
-        let ours = names(&mut self.board.slots.iter().map(|s| s.name));
+        let ours = names(&mut self.devices.slots.iter().map(|s| s.name));
         if saved != ours {
             return Err(MachineError::Unfit(format!("it has the devices {saved}; this one has {ours}")));
         }
         self.ask(|reply| Command::Restore(state.cpu, reply))??;
-        // The controller after the CPU, whose input it drives, and before the devices, which may at once have news for it.
-        self.board.gic.restore(state.gic);
-        lock(&self.board.uart).restore(state.uart);
-        lock(&self.board.rtc).restore(state.rtc);
-        for (slot, device) in self.board.slots.iter().zip(&state.devices) {
+        // The board after the CPU, whose interrupt input it drives, and before the devices, which may at once have news for it.
+        self.devices.board.restore(state.board).map_err(|other| MachineError::Unfit(format!("it is of {other}")))?;
+        for (slot, device) in self.devices.slots.iter().zip(&state.devices) {
             slot.lock().restore(&device.bytes)?;
         }
         let mut standing = self.shared.lock();
@@ -355,7 +337,7 @@ impl Machine {
             standing.running = true;
             standing.run_time.start(Instant::now());
         }
-        self.board.guest.open_gate();
+        self.devices.guest.open_gate();
         self.send(Command::Run)
     }
 
@@ -380,7 +362,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
         // Device threads that still wait at the gate see their stop flags when the board goes.
-        self.board.guest.open_gate();
+        self.devices.guest.open_gate();
     }
 }
 
@@ -445,7 +427,7 @@ fn serve(vcpu: &mut impl Vcpu, inbox: &Receiver<Command>, alarm: &mut DeathAlarm
     // Whoever asked may have gone; then nobody needs the reply.
     for command in inbox {
         match command {
-            Command::SetBootState(entry, reply) => drop(reply.send(vcpu.set_boot_state(entry.kernel, entry.device_tree))),
+            Command::SetBootState(entry, reply) => drop(reply.send(vcpu.set_boot_state(entry.kernel, entry.parameters))),
             Command::Run => alarm.left(vcpu.run()),
             Command::Save(reply) => drop(reply.send(vcpu.save())),
             Command::Restore(state, reply) => drop(reply.send(vcpu.restore(&state))),

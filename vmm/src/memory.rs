@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use crate::layout;
 
@@ -26,24 +26,30 @@ pub fn check_size(size: u64) -> Result<(), MemoryError> {
     fits.then_some(()).ok_or(MemoryError::Size(size))
 }
 
-/// Maps `size` bytes of zeroed guest RAM at [`layout::RAM_BASE`].
+/// Maps `size` bytes of zeroed guest RAM where the arm64 machine has it, at [`layout::RAM_BASE`].
 pub fn anonymous(size: u64) -> Result<GuestRam, MemoryError> {
     check_size(size)?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    map(size, None, flags)
+    map(layout::RAM_BASE, size, None, flags)
 }
 
-/// Maps guest RAM copy-on-write from `file`, which holds `size` bytes from `offset` on. Machines restored from one
+/// Maps guest RAM, at guest physical `base`, copy-on-write from `file`, which holds `size` bytes from `offset` on. Machines restored from one
 /// file share the pages that none of them has written.
-pub fn from_snapshot(file: File, offset: u64, size: u64) -> Result<GuestRam, MemoryError> {
+pub fn from_snapshot(file: File, offset: u64, base: u64, size: u64) -> Result<GuestRam, MemoryError> {
     check_size(size)?;
-    map(size, Some(FileOffset::new(file, offset)), libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+    map(base, size, Some(FileOffset::new(file, offset)), libc::MAP_PRIVATE | libc::MAP_NORESERVE)
 }
 
-fn map(size: u64, file: Option<FileOffset>, flags: i32) -> Result<GuestRam, MemoryError> {
+/// The guest physical address of the first byte of RAM, and how many bytes there are.
+pub fn extent(ram: &GuestRam) -> (u64, u64) {
+    let base = ram.iter().map(|region| region.start_addr().0).min().expect("RAM has a region");
+    (base, ram.last_addr().0 - base + 1)
+}
+
+fn map(base: u64, size: u64, file: Option<FileOffset>, flags: i32) -> Result<GuestRam, MemoryError> {
     let region = MmapRegion::build(file, size as usize, libc::PROT_READ | libc::PROT_WRITE, flags)
         .map_err(|source| MemoryError::Map { size, source })?;
-    let region = GuestRegionMmap::new(region, GuestAddress(layout::RAM_BASE))
+    let region = GuestRegionMmap::new(region, GuestAddress(base))
         .ok_or_else(|| MemoryError::Region("the region wraps around".into()))?;
     let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(|e| MemoryError::Region(e.to_string()))?;
     Ok(Arc::new(memory))

@@ -19,17 +19,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::{Bytes, GuestAddress};
 
-use crate::devices::gic::GicState;
-use crate::devices::rtc::RtcState;
-use crate::devices::uart::UartState;
-use crate::layout;
+use crate::board::BoardState;
 use crate::memory::{self, GuestRam, MemoryError};
 
 const MAGIC: &[u8; 8] = b"PLXTWIN\0";
 /// Raise it whenever the meaning of anything in the file changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const PREFIX_BYTES: usize = 48;
 /// The head is a list of lengths and three small devices.
 const HEAD_BYTES_MAX: usize = 1 << 20;
@@ -62,9 +59,7 @@ pub enum SnapshotError {
 #[derive(Clone, Debug, PartialEq)]
 pub struct MachineState {
     pub run_time: Duration,
-    pub gic: GicState,
-    pub uart: UartState,
-    pub rtc: RtcState,
+    pub board: BoardState,
     pub cpu: Vec<u8>,
     pub devices: Vec<DeviceBytes>,
 }
@@ -80,13 +75,12 @@ pub struct DeviceBytes {
 struct Head {
     build: String,
     run_time: Duration,
-    gic: GicState,
-    uart: UartState,
-    rtc: RtcState,
+    board: BoardState,
     cpu_len: u64,
     devices: Vec<(String, u64)>,
     states_sha256: String,
     ram_offset: u64,
+    ram_base: u64,
     ram_size: u64,
     ram_sha256: String,
 }
@@ -109,24 +103,23 @@ pub fn write(path: &Path, build: &str, state: &MachineState, ram: &GuestRam) -> 
 fn write_file(path: &Path, build: &str, state: &MachineState, ram: &GuestRam) -> Result<(), SnapshotError> {
     let failed = |source| SnapshotError::Io { operation: "write", path: path.into(), source };
     let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).map_err(failed)?;
-    let ram_size = ram.last_addr().0 - layout::RAM_BASE + 1;
+    let (ram_base, ram_size) = memory::extent(ram);
     let mut states = state.cpu.clone();
     state.devices.iter().for_each(|d| states.extend_from_slice(&d.bytes));
     let mut head = Head {
         build: build.into(),
         run_time: state.run_time,
-        gic: state.gic.clone(),
-        uart: state.uart.clone(),
-        rtc: state.rtc.clone(),
+        board: state.board.clone(),
         cpu_len: state.cpu.len() as u64,
         devices: state.devices.iter().map(|d| (d.name.clone(), d.bytes.len() as u64)).collect(),
         states_sha256: hex(&Sha256::digest(&states)),
         ram_offset: (HEAD_BYTES_MAX as u64 + states.len() as u64).next_multiple_of(RAM_ALIGN),
+        ram_base,
         ram_size,
         ram_sha256: String::new(),
     };
     file.set_len(head.ram_offset + ram_size).map_err(failed)?;
-    head.ram_sha256 = write_ram(ram, ram_size, |bytes, at| file.write_all_at(bytes, head.ram_offset + at).map_err(failed))?;
+    head.ram_sha256 = write_ram(ram, |bytes, at| file.write_all_at(bytes, head.ram_offset + at).map_err(failed))?;
 
     let json = serde_json::to_vec(&head).expect("numbers and strings always serialise");
     assert!(PREFIX_BYTES + json.len() <= HEAD_BYTES_MAX, "a machine's head is small");
@@ -143,13 +136,13 @@ fn write_file(path: &Path, build: &str, state: &MachineState, ram: &GuestRam) ->
 /// Hands every page that is not all zeros to `put`, in order, and returns the digest of these pages and their places.
 fn write_ram(
     ram: &GuestRam,
-    size: u64,
     mut put: impl FnMut(&[u8], u64) -> Result<(), SnapshotError>,
 ) -> Result<String, SnapshotError> {
     let mut digest = RamDigest::default();
     let mut chunk = vec![0; CHUNK];
+    let (base, size) = memory::extent(ram);
     for at in (0..size).step_by(CHUNK) {
-        ram.read_slice(&mut chunk, GuestAddress(layout::RAM_BASE + at))?;
+        ram.read_slice(&mut chunk, GuestAddress(base + at))?;
         for (start, pages) in used_runs(&chunk) {
             digest.add(at + start, pages);
             put(pages, at + start)?;
@@ -247,7 +240,7 @@ impl Snapshot {
     pub fn ram(&self) -> Result<GuestRam, SnapshotError> {
         let file = self.file.try_clone();
         let file = file.map_err(|source| SnapshotError::Io { operation: "map", path: self.path.clone(), source })?;
-        Ok(memory::from_snapshot(file, self.head.ram_offset, self.head.ram_size)?)
+        Ok(memory::from_snapshot(file, self.head.ram_offset, self.head.ram_base, self.head.ram_size)?)
     }
 
     /// What [`crate::machine::Machine::restore`] takes.
@@ -261,9 +254,7 @@ impl Snapshot {
         MachineState {
             devices: devices.collect(),
             run_time: self.head.run_time,
-            gic: self.head.gic.clone(),
-            uart: self.head.uart.clone(),
-            rtc: self.head.rtc.clone(),
+            board: self.head.board.clone(),
             cpu: cpu.to_vec(),
         }
     }

@@ -3,15 +3,15 @@
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
+use crate::board::arm64::Arm64State;
+use crate::layout;
 
 const RAM_SIZE: u64 = 64 << 20;
 
 fn state() -> MachineState {
     MachineState {
         run_time: Duration::from_millis(1234),
-        gic: GicState::default(),
-        uart: UartState::default(),
-        rtc: RtcState::default(),
+        board: BoardState::Arm64(Arm64State::default()),
         cpu: vec![1, 2, 3],
         devices: vec![
             DeviceBytes { name: "block".into(), bytes: vec![9; 10] },
@@ -109,7 +109,7 @@ fn damage_is_noticed() {
     };
     let prefix = PREFIX_BYTES as u64;
     flip(0, "not a saved machine");
-    flip(8, "format 0");
+    flip(8, "is of format");
     flip(14, "checksum of its head");
     flip(15, "cut short");
     flip(20, "checksum of its head");

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use emulator::cpu::{CpuConfig, CpuModel, UnicornCpu};
+use vmm::board::arm64::Arm64;
 use vmm::boot::{self, BootSource};
 use vmm::clock::HostClock;
 use vmm::devices::uart::UartSink;
@@ -156,7 +157,7 @@ impl Console {
     pub(crate) fn new(ram: memory::GuestRam, config: CpuConfig) -> Console {
         let (sender, printed) = channel();
         let (exited, exit) = channel();
-        let builder = MachineBuilder::new(ram, std::sync::Arc::new(HostClock), Box::new(Sink(sender))).unwrap();
+        let builder = MachineBuilder::new(ram, Arm64::new(std::sync::Arc::new(HostClock), Box::new(Sink(sender)))).unwrap();
         let machine = builder
             .build(
                 move |ram, bus, irq_chip| UnicornCpu::new(ram, bus, irq_chip, config),

@@ -28,8 +28,9 @@ pub enum VcpuError {
 /// One virtual CPU. It lives on one thread from creation to drop, and reaches devices through the [`crate::bus::Bus`]
 /// it was made with. An idle guest (WFI, HLT) blocks inside [`Vcpu::run`] without using the host's CPU.
 pub trait Vcpu {
-    /// Sets the state of a machine about to enter the kernel: arm64 boot protocol, `x0` = device tree.
-    fn set_boot_state(&mut self, entry: u64, device_tree: u64) -> Result<(), VcpuError>;
+    /// Sets the state of a machine about to enter the kernel as the architecture's boot protocol asks. `parameters` is the
+    /// address of what the kernel is told: on arm64 the device tree, in `x0`.
+    fn set_boot_state(&mut self, entry: u64, parameters: u64) -> Result<(), VcpuError>;
     /// Runs the guest until something outside the vCPU must act.
     fn run(&mut self) -> Result<VcpuExit, VcpuError>;
     /// The handle by which other threads reach this vCPU.

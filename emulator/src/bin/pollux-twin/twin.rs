@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use emulator::config::TwinConfig;
 use emulator::cpu::{CpuConfig, UnicornCpu};
+use vmm::board::arm64::Arm64;
 use vmm::boot::{self, BootError, BootSource};
 use vmm::clock::HostClock;
 use vmm::machine::{ExitReason, Machine, MachineBuilder, MachineError, State};
@@ -250,7 +251,7 @@ impl Twin {
     /// Devices in the order in which the guest finds them.
     fn build_machine(&self, inner: &mut Inner, ram: GuestRam, outside: Outside) -> Result<Machine, TwinError> {
         let panel = inner.panel.take().ok_or(TwinError::Spent)?;
-        let mut builder = MachineBuilder::new(ram, Arc::new(HostClock), self.console.sink())?;
+        let mut builder = MachineBuilder::new(ram, Arm64::new(Arc::new(HostClock), self.console.sink()))?;
         builder.add(panel.gpu)?;
         builder.add(panel.keyboard)?;
         builder.add(panel.touch)?;
