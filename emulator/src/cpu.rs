@@ -9,19 +9,19 @@ use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
 
 use unicorn_engine_sys::{Arm64CpuModel, BUILD_ID, RegisterARM64 as Register};
+use vmm::alarm::Alarm;
 use vmm::bus::Bus;
 use vmm::layout;
 use vmm::memory::GuestRam;
 use vmm::vcpu::{IrqChip, Vcpu, VcpuError, VcpuExit, VcpuHandle};
 
-use crate::alarm::Alarm;
 use crate::engine::{Around, Engine, EngineError, Running, SystemRegister, Timer};
 use crate::handle::Handle;
 use crate::psci;
 use crate::timer::{Clock, Output, monotonic_ns};
 
 /// What the engine can be asked for: less does not hold the translation of one block, more cannot be counted.
-const TCG_BUFFER_BYTES: std::ops::RangeInclusive<usize> = 1 << 20..=1 << 30;
+pub(crate) const TCG_BUFFER_BYTES: std::ops::RangeInclusive<usize> = 1 << 20..=1 << 30;
 
 /// Names the engine build, which alone understands the CPU states that it saved.
 pub const ENGINE_BUILD: &str = BUILD_ID;

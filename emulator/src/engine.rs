@@ -56,7 +56,7 @@ pub(crate) struct EngineError {
     error: sys::uc_error,
 }
 
-fn check(operation: &'static str, error: sys::uc_error) -> Result<(), EngineError> {
+pub(crate) fn check(operation: &'static str, error: sys::uc_error) -> Result<(), EngineError> {
     if error == sys::uc_error::OK { Ok(()) } else { Err(EngineError { operation, error }) }
 }
 
@@ -83,7 +83,7 @@ impl<A: Around> Engine<A> {
         check("open the engine", unsafe { sys::uc_open(sys::Arch::ARM64, sys::Mode::ARM, &mut uc) })?;
         let around = Box::into_raw(Box::new(Surroundings { around, mmio }));
         // From here on, dropping `engine` closes and frees.
-        let engine = Self { uc, around, kick: Arc::new(Kick(Mutex::new(uc))), _ram: ram.clone() };
+        let engine = Self { uc, around, kick: Kick::new(uc, sys::uc_machine_kick), _ram: ram.clone() };
         engine.control("choose the CPU model", sys::ControlType::CPU_MODEL, model as u32)?;
         engine.control("set the translation buffer", sys::ControlType::TCG_BUFFER_SIZE, tcg_buffer_bytes)?;
         engine.control("leave out exit addresses", sys::ControlType::UC_USE_EXITS, 1)?;
@@ -207,7 +207,7 @@ impl<A: Around> Engine<A> {
 
 impl<A: Around> Drop for Engine<A> {
     fn drop(&mut self) {
-        *self.kick.lock() = ptr::null_mut();
+        self.kick.release();
         // SAFETY: nobody else has the address any more: `Running`s end with a run, and `Kick` has just let go of it.
         // After closing, no callback comes, so that nothing refers to the surroundings.
         unsafe {
@@ -241,25 +241,38 @@ impl Running<'_> {
 }
 
 /// Makes a CPU call [`Around::attend`] soon. For any thread; does nothing once the CPU is gone.
-pub(crate) struct Kick(Mutex<*mut sys::uc_engine>);
+pub(crate) struct Kick {
+    uc: Mutex<*mut sys::uc_engine>,
+    kick: unsafe extern "C" fn(*mut sys::uc_engine),
+}
 
-// SAFETY: the pointer is used only for `uc_machine_kick`, which any thread may call while the engine is open; the lock
-// keeps it open meanwhile, because dropping the engine takes the pointer away first.
+// SAFETY: the pointer is used only for `kick`, which any thread may call while the engine is open; the lock keeps it open
+// meanwhile, because dropping the engine takes the pointer away first.
 unsafe impl Send for Kick {}
 // SAFETY: as above.
 unsafe impl Sync for Kick {}
 
 impl Kick {
+    /// `kick` is the engine's function that any thread may call while `uc` is open.
+    pub(crate) fn new(uc: *mut sys::uc_engine, kick: unsafe extern "C" fn(*mut sys::uc_engine)) -> Arc<Self> {
+        Arc::new(Self { uc: Mutex::new(uc), kick })
+    }
+
+    /// The engine is about to be closed.
+    pub(crate) fn release(&self) {
+        *self.lock() = ptr::null_mut();
+    }
+
     pub(crate) fn send(&self) {
         let uc = self.lock();
         if !uc.is_null() {
             // SAFETY: not null, so the engine is open, and stays so while we hold the lock.
-            unsafe { sys::uc_machine_kick(*uc) }
+            unsafe { (self.kick)(*uc) }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, *mut sys::uc_engine> {
-        self.0.lock().expect("nothing panics while it holds this lock")
+        self.uc.lock().expect("nothing panics while it holds this lock")
     }
 }
 

@@ -58,6 +58,16 @@ impl Handle {
         pending.idle = false;
     }
 
+    /// Blocks a halted CPU until a stop is pending, or an interrupt if it can take one; true for an interrupt alone.
+    pub(crate) fn wait_halted(&self, interruptible: bool) -> bool {
+        let mut pending = self.lock();
+        pending.idle = true;
+        let halted = |pending: &mut Pending| !pending.stop && !(interruptible && pending.irq);
+        let mut pending = self.wake.wait_while(pending, halted).expect("nothing panics while it holds this lock");
+        pending.idle = false;
+        !pending.stop
+    }
+
     /// Has the CPU look at its timer.
     pub(crate) fn attention(&self) {
         self.kick.send();

@@ -3,7 +3,6 @@
 //! GPL-2.0-only, because it links Unicorn. Nothing else of Pollux links this crate: the appliance reaches a machine over
 //! its control socket.
 
-mod alarm;
 pub mod config;
 pub mod cpu;
 mod engine;
@@ -11,3 +10,4 @@ mod handle;
 mod psci;
 mod state;
 mod timer;
+pub mod x86;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::layout::Region;
 
-/// A device with memory-mapped registers. Called on the vCPU thread, which is paused meanwhile; so a device never
+/// A device with memory-mapped registers, or on x86-64 with ports, which have a bus of their own. Called on the vCPU thread, which is paused meanwhile; so a device never
 /// blocks here. `offset` is relative to the device's base. Accesses of odd sizes or places must be harmless:
 /// they read as zero and write nothing.
 pub trait MmioDevice: Send {

@@ -3,12 +3,12 @@
 //! It knows no phone, no server and no Unicorn: a vCPU is handed in by whoever builds a machine, and everything
 //! outside the machine (disk files, sockets, the screen's readers) arrives as a descriptor or a channel.
 
+pub mod alarm;
 pub mod board;
 pub mod boot;
 pub mod bus;
 pub mod clock;
 pub mod devices;
-mod devicetree;
 pub mod layout;
 pub mod machine;
 pub mod memory;

@@ -14,6 +14,8 @@ pub type GuestRam = Arc<GuestMemoryMmap<()>>;
 pub enum MemoryError {
     #[error("guest RAM of {0} bytes: give a multiple of 2 MiB, at least 64 MiB and at most 8 GiB")]
     Size(u64),
+    #[error("guest RAM of {0} bytes: an x86-64 machine has at most 3 GiB")]
+    SizeX86(u64),
     #[error("cannot map {size} bytes of guest RAM")]
     Map { size: u64, source: vm_memory::mmap::MmapRegionError },
     #[error("guest RAM does not fit the address space: {0}")]
@@ -31,6 +33,15 @@ pub fn anonymous(size: u64) -> Result<GuestRam, MemoryError> {
     check_size(size)?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     map(layout::RAM_BASE, size, None, flags)
+}
+
+/// Maps `size` bytes of zeroed guest RAM where the x86-64 machine has it, at 0.
+pub fn anonymous_x86(size: u64) -> Result<GuestRam, MemoryError> {
+    check_size(size)?;
+    if size > layout::x86_64::RAM_SIZE_MAX {
+        return Err(MemoryError::SizeX86(size));
+    }
+    map(0, size, None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
 }
 
 /// Maps guest RAM, at guest physical `base`, copy-on-write from `file`, which holds `size` bytes from `offset` on. Machines restored from one

@@ -1,13 +1,16 @@
-//! A whole guest for tests: Debian's arm64 kernel, unmodified, and an initramfs of nothing but busybox.
+//! A whole guest for tests: Debian's kernel, unmodified, and an initramfs of nothing but busybox.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use emulator::cpu::{CpuConfig, CpuModel, UnicornCpu};
+use emulator::x86::UnicornX86Cpu;
 use vmm::board::arm64::Arm64;
-use vmm::boot::{self, BootSource};
+use vmm::board::x86_64::X86;
+use vmm::boot::{self, arm64::BootSource};
 use vmm::clock::HostClock;
 use vmm::devices::uart::UartSink;
 use vmm::machine::{ExitReason, Machine, MachineBuilder};
@@ -35,22 +38,28 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Gets the packages unless they are in the cache, and makes the initramfs.
     pub(crate) fn prepare() -> Guest {
+        Self::of("arm64")
+    }
+
+    /// Gets the packages unless they are in the cache, and makes the initramfs. Debian's name of the architecture.
+    pub(crate) fn of(architecture: &str) -> Guest {
         let cache = std::env::var_os("POLLUX_CACHE").map(PathBuf::from);
         let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/pollux"));
         let folder = cache.join("test-guest");
         std::fs::create_dir_all(&folder).unwrap();
-        let image = dependency("linux-image-arm64:arm64");
-        let name = image.strip_suffix(":arm64").unwrap_or(&image).strip_prefix("linux-image-").unwrap().to_owned();
+        let image = dependency(&format!("linux-image-{architecture}:{architecture}"));
+        let image = image.split(':').next().unwrap();
+        let name = image.strip_prefix("linux-image-").unwrap();
         let kernel = folder.join(format!("vmlinuz-{name}"));
-        let initramfs = folder.join("busybox.cpio");
+        let initramfs = folder.join(format!("busybox-{architecture}.cpio"));
+        let extract = |package: &str, path: &str| extract(&cache.join("debs"), package, architecture, path);
         if !kernel.exists() {
-            let file = extract(&cache.join("debs"), &image, &format!("./boot/vmlinuz-{name}"));
+            let file = extract(image, &format!("./boot/vmlinuz-{name}"));
             put(&kernel, &file);
         }
         if !initramfs.exists() {
-            let busybox = extract(&cache.join("debs"), "busybox-static:arm64", "./bin/busybox");
+            let busybox = extract("busybox-static", "./bin/busybox");
             let mut cpio = Cpio::default();
             cpio.add("dev", 0o040_755, (0, 0), b"");
             cpio.add("dev/console", 0o020_600, (5, 1), b"");
@@ -72,17 +81,19 @@ fn dependency(package: &str) -> String {
 }
 
 /// One file out of a Debian package.
-fn extract(folder: &Path, package: &str, path: &str) -> Vec<u8> {
+fn extract(folder: &Path, name: &str, architecture: &str, path: &str) -> Vec<u8> {
     std::fs::create_dir_all(folder).unwrap();
-    let name = package.strip_suffix(":arm64").unwrap_or(package);
     let find = || {
         let mut found: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-        found.retain(|p| p.file_name().unwrap().to_string_lossy().starts_with(&format!("{name}_")));
+        found.retain(|p| {
+            let file = p.file_name().unwrap().to_string_lossy();
+            file.starts_with(&format!("{name}_")) && file.ends_with(&format!("_{architecture}.deb"))
+        });
         found.sort();
         found.pop()
     };
     let package = find().unwrap_or_else(|| {
-        let run = Command::new("apt-get").args(["download", &format!("{name}:arm64")]).current_dir(folder).output().unwrap();
+        let run = Command::new("apt-get").args(["download", &format!("{name}:{architecture}")]).current_dir(folder).output().unwrap();
         assert!(run.status.success(), "cannot download {name}: {}", String::from_utf8_lossy(&run.stderr));
         find().unwrap()
     });
@@ -157,16 +168,33 @@ impl Console {
     pub(crate) fn new(ram: memory::GuestRam, config: CpuConfig) -> Console {
         let (sender, printed) = channel();
         let (exited, exit) = channel();
-        let builder = MachineBuilder::new(ram, Arm64::new(std::sync::Arc::new(HostClock), Box::new(Sink(sender)))).unwrap();
-        let machine = builder
-            .build(
-                move |ram, bus, irq_chip| UnicornCpu::new(ram, bus, irq_chip, config),
-                move |reason| {
-                    let _ = exited.send(reason.clone());
-                },
-            )
-            .unwrap();
+        let builder = MachineBuilder::new(ram, Arm64::new(Arc::new(HostClock), Box::new(Sink(sender)))).unwrap();
+        let on_exit = move |reason: &ExitReason| drop(exited.send(reason.clone()));
+        let machine = builder.build(move |ram, bus, irq_chip| UnicornCpu::new(ram, bus, irq_chip, config), on_exit).unwrap();
         Console { machine, exit, printed, log: String::new() }
+    }
+
+    /// The same for x86-64.
+    pub(crate) fn new_x86(ram: memory::GuestRam, tcg_buffer_bytes: usize) -> Console {
+        let (sender, printed) = channel();
+        let (exited, exit) = channel();
+        let board = X86::new(Arc::new(HostClock), Box::new(Sink(sender))).unwrap();
+        let (parts, chips) = (board.parts(), board.chips().unwrap());
+        let builder = MachineBuilder::new(ram, board).unwrap();
+        let on_exit = move |reason: &ExitReason| drop(exited.send(reason.clone()));
+        let machine = builder.build(move |ram, bus, _| UnicornX86Cpu::new(ram, bus, parts, chips, tcg_buffer_bytes), on_exit).unwrap();
+        Console { machine, exit, printed, log: String::new() }
+    }
+
+    /// Boots the x86-64 guest with 256 MiB.
+    pub(crate) fn boot_x86(guest: &Guest, cmdline: &str, tcg_buffer_bytes: usize) -> Console {
+        let ram = memory::anonymous_x86(256 << 20).unwrap();
+        let (kernel, initramfs) = (&guest.kernel, Some(guest.initramfs.as_path()));
+        let source = boot::x86_64::BootSource { kernel, initramfs, cmdline, virtio_slots: &[], rng_seed: [7; 64] };
+        let entry = boot::x86_64::load(&ram, &source).unwrap();
+        let mut console = Console::new_x86(ram, tcg_buffer_bytes);
+        console.machine.boot(entry).unwrap();
+        console
     }
 
     /// Boots the guest with 256 MiB.
@@ -181,7 +209,7 @@ impl Console {
             rng_seed: [7; 64],
             kaslr_seed: None,
         };
-        let entry = boot::load(&ram, &source).unwrap();
+        let entry = boot::arm64::load(&ram, &source).unwrap();
         let mut console = Console::new(ram, config);
         console.machine.boot(entry).unwrap();
         console

@@ -66,7 +66,7 @@ impl Board for Arm64 {
     }
 
     fn restore(&self, state: BoardState) -> Result<(), &'static str> {
-        let BoardState::Arm64(state) = state;
+        let BoardState::Arm64(state) = state else { return Err("an x86-64 machine") };
         self.gic.restore(state.gic);
         lock(&self.uart).restore(state.uart);
         lock(&self.rtc).restore(state.rtc);

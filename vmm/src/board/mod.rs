@@ -3,6 +3,7 @@
 //! A [`crate::machine::Machine`] is a board, a vCPU for that board, RAM, and virtio devices in the board's slots.
 
 pub mod arm64;
+pub mod x86_64;
 
 use std::sync::Arc;
 
@@ -37,4 +38,5 @@ pub trait Board: Send {
 #[serde(rename_all = "snake_case")]
 pub enum BoardState {
     Arm64(arm64::Arm64State),
+    X86(Box<x86_64::X86State>),
 }

@@ -1,10 +1,12 @@
-//! The devices of the arm64 machine that are not virtio: interrupt controller, serial port, clock.
+//! The devices that are not virtio. Those of the arm64 machine: interrupt controller, serial port, clock; those of the x86-64
+//! machine are in [`x86`].
 //!
-//! Powering off and resetting are not devices here: the guest asks by PSCI, which the vCPU answers.
+//! Powering off and resetting are not devices on arm64: the guest asks by PSCI, which the vCPU answers.
 
 pub mod gic;
 pub mod rtc;
 pub mod uart;
+pub mod x86;
 
 /// Puts a register's value into an access of 1, 2 or 4 bytes at `offset`, whose low two bits choose the byte lane.
 /// Wider accesses than the register get zeros above it.

@@ -91,12 +91,28 @@ struct Shared {
 
 /// Types into the guest's serial console, from any thread.
 #[derive(Clone)]
-pub struct UartInput(Arc<Mutex<Shared>>);
+pub struct UartInput(Arc<dyn Receiver>);
+
+/// The receiving side of a serial port.
+pub(crate) trait Receiver: Send + Sync {
+    /// Puts bytes into the receive FIFO and says how many fitted.
+    fn receive(&self, bytes: &[u8]) -> usize;
+}
 
 impl UartInput {
+    pub(crate) fn new(receiver: Arc<dyn Receiver>) -> Self {
+        Self(receiver)
+    }
+
     /// Puts bytes into the receive FIFO and says how many fitted.
     pub fn send(&self, bytes: &[u8]) -> usize {
-        let mut shared = lock(&self.0);
+        self.0.receive(bytes)
+    }
+}
+
+impl Receiver for Mutex<Shared> {
+    fn receive(&self, bytes: &[u8]) -> usize {
+        let mut shared = lock(self);
         let room = RX_FIFO_BYTES.saturating_sub(shared.state.received.len());
         let taken = room.min(bytes.len());
         for byte in &bytes[..taken] {
@@ -114,7 +130,7 @@ impl Uart {
     }
 
     pub fn input(&self) -> UartInput {
-        UartInput(self.shared.clone())
+        UartInput::new(self.shared.clone())
     }
 
     pub fn save(&self) -> UartState {

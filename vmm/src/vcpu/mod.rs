@@ -7,9 +7,9 @@ use std::sync::Arc;
 pub enum VcpuExit {
     /// [`VcpuHandle::stop`] was called; the vCPU stands at an instruction boundary and may be saved or run again.
     Stopped,
-    /// The guest powered the machine off (PSCI SYSTEM_OFF).
+    /// The guest powered the machine off (PSCI SYSTEM_OFF; ACPI S5).
     PowerOff,
-    /// The guest asked for a reset (PSCI SYSTEM_RESET).
+    /// The guest asked for a reset (PSCI SYSTEM_RESET; port 0xcf9, triple fault).
     Reset,
 }
 
@@ -29,7 +29,7 @@ pub enum VcpuError {
 /// it was made with. An idle guest (WFI, HLT) blocks inside [`Vcpu::run`] without using the host's CPU.
 pub trait Vcpu {
     /// Sets the state of a machine about to enter the kernel as the architecture's boot protocol asks. `parameters` is the
-    /// address of what the kernel is told: on arm64 the device tree, in `x0`.
+    /// address of what the kernel is told: on arm64 the device tree, in `x0`; on x86-64 boot_params, in `rsi`.
     fn set_boot_state(&mut self, entry: u64, parameters: u64) -> Result<(), VcpuError>;
     /// Runs the guest until something outside the vCPU must act.
     fn run(&mut self) -> Result<VcpuExit, VcpuError>;
@@ -43,7 +43,7 @@ pub trait Vcpu {
 
 /// What any thread may do to a vCPU, at any time, running or not.
 pub trait VcpuHandle: Send + Sync {
-    /// Level of the CPU's interrupt input (the GIC's output). Wakes an idle guest when raised.
+    /// Level of the CPU's interrupt input (the interrupt controller's output). Wakes an idle guest when raised.
     fn set_irq(&self, asserted: bool);
     /// Makes [`Vcpu::run`] return [`VcpuExit::Stopped`] soon; a stop before the run counts for the next run.
     fn stop(&self);
@@ -52,7 +52,8 @@ pub trait VcpuHandle: Send + Sync {
     fn written(&self, address: u64, len: u64);
 }
 
-/// Where a level-triggered interrupt of the machine goes: the distributor. `intid` as in [`crate::layout`].
+/// Where a level-triggered interrupt of the machine goes: the distributor of a GIC, or a PC's
+/// controllers. `intid` as in [`crate::layout`].
 pub trait IrqChip: Send + Sync {
     fn set_level(&self, intid: u32, asserted: bool);
 }

@@ -12,7 +12,8 @@ use std::time::Duration;
 use emulator::config::TwinConfig;
 use emulator::cpu::{CpuConfig, UnicornCpu};
 use vmm::board::arm64::Arm64;
-use vmm::boot::{self, BootError, BootSource};
+use vmm::boot::BootError;
+use vmm::boot::arm64::{self, BootSource};
 use vmm::clock::HostClock;
 use vmm::machine::{ExitReason, Machine, MachineBuilder, MachineError, State};
 use vmm::memory::{self, GuestRam, MemoryError};
@@ -126,7 +127,7 @@ impl Twin {
         let outside = self.reach_outside()?;
         let ram = memory::anonymous(self.config.ram_bytes())?;
         let slots: Vec<usize> = (0..self.slot_count()).collect();
-        let entry = boot::load(&ram, &BootSource {
+        let entry = arm64::load(&ram, &BootSource {
             kernel: &self.config.image.kernel,
             initramfs: self.config.image.initramfs.as_deref(),
             cmdline: &self.config.image.cmdline,

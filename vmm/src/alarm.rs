@@ -1,4 +1,4 @@
-//! Wakes the CPU when its timer is due: one thread per CPU that sleeps until then.
+//! Wakes whoever has a timer when it is due: one thread that sleeps until then.
 //!
 //! The CPU's thread is busy in translated code and cannot watch a clock itself. While the guest is idle it waits by
 //! itself and the alarm only repeats what it knows.
@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Calls what it was made with at a set time. Dropping it ends the thread.
-pub(crate) struct Alarm {
+pub struct Alarm {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -27,7 +27,7 @@ struct Plan {
 }
 
 impl Alarm {
-    pub(crate) fn new(ring: impl Fn() + Send + 'static) -> std::io::Result<Self> {
+    pub fn new(ring: impl Fn() + Send + 'static) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { plan: Mutex::default(), changed: Condvar::new() });
         let there = shared.clone();
         let thread = std::thread::Builder::new().name("vcpu-timer".into()).stack_size(64 << 10).spawn(move || there.watch(ring))?;
@@ -35,7 +35,7 @@ impl Alarm {
     }
 
     /// Rings once after `delay`, and not at the time set before.
-    pub(crate) fn set(&self, delay: Option<Duration>) {
+    pub fn set(&self, delay: Option<Duration>) {
         let due = delay.and_then(|delay| Instant::now().checked_add(delay));
         let mut plan = self.shared.lock();
         plan.due = due;

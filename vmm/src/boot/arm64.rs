@@ -3,15 +3,15 @@
 //! The kernel is a raw `Image` as in Linux's `Documentation/arm64/booting.rst`; a compressed or foreign one is refused
 //! with an error that says what it is. Where things lie is drawn in [`crate::layout`].
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::{Bytes, GuestAddress};
 
-use crate::devicetree::{self, Description};
+use super::devicetree::{self, Description};
+use super::{BootEntry, BootError, PAGE, check_cmdline, copy, load_initramfs, open};
 use crate::layout;
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
 
 /// Length of the header that begins every arm64 Image.
 const HEADER_BYTES: usize = 64;
@@ -22,29 +22,7 @@ const DEVICE_TREE_AREA: u64 = 2 << 20;
 const KERNEL_BASE: u64 = layout::RAM_BASE + DEVICE_TREE_AREA;
 /// Kernels before 3.17 leave `image_size` zero; then this much is kept free, as the booting document asks.
 const OLD_KERNEL_MARGIN: u64 = 16 << 20;
-/// Linux's COMMAND_LINE_SIZE on arm64; a longer line would be cut silently.
-const CMDLINE_BYTES_MAX: usize = 2047;
-const PAGE: u64 = 4096;
-
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    #[error("cannot read {what} {path}: {source}")]
-    Read { what: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("kernel {path} is not a raw arm64 Image: {found}")]
-    ForeignKernel { path: PathBuf, found: &'static str },
-    #[error("kernel {path} is truncated: {bytes} bytes are shorter than the 64-byte header of an arm64 Image")]
-    TruncatedKernel { path: PathBuf, bytes: u64 },
-    #[error("kernel {path} does not fit: {reason}")]
-    UnfitKernel { path: PathBuf, reason: String },
-    #[error("{what} {path} of {bytes} bytes does not fit guest RAM of {ram} bytes beside the kernel")]
-    TooLarge { what: &'static str, path: PathBuf, bytes: u64, ram: u64 },
-    #[error("kernel command line has {0} bytes; the kernel takes at most {CMDLINE_BYTES_MAX}, without NUL")]
-    Cmdline(usize),
-    #[error("cannot write {what} to guest RAM")]
-    Ram { what: &'static str, source: vm_memory::GuestMemoryError },
-    #[error("cannot write the device tree")]
-    DeviceTree(#[source] vm_fdt::Error),
-}
+const WANTED: &str = "a raw arm64 Image";
 
 /// What to boot.
 #[derive(Clone, Debug)]
@@ -57,27 +35,17 @@ pub struct BootSource<'a> {
     /// Which virtio-mmio slots have a device.
     pub virtio_slots: &'a [usize],
     pub rng_seed: [u8; 64],
-    /// Randomises the kernel's addresses; slow, see [`crate::devicetree`].
+    /// Randomises the kernel's addresses; slow, see [`super::devicetree`].
     pub kaslr_seed: Option<u64>,
-}
-
-/// Where the CPU starts, for [`crate::vcpu::Vcpu::set_boot_state`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BootEntry {
-    pub kernel: u64,
-    /// Address of what the kernel is told: the device tree.
-    pub parameters: u64,
 }
 
 /// Puts kernel, initramfs and device tree into fresh guest RAM.
 pub fn load(ram: &GuestRam, source: &BootSource) -> Result<BootEntry, BootError> {
-    if source.cmdline.len() > CMDLINE_BYTES_MAX || source.cmdline.contains('\0') {
-        return Err(BootError::Cmdline(source.cmdline.len()));
-    }
-    let ram_size: u64 = ram.last_addr().0 - layout::RAM_BASE + 1;
+    check_cmdline(source.cmdline)?;
+    let (_, ram_size) = memory::extent(ram);
     let ram_end = layout::RAM_BASE + ram_size;
     let (entry, kernel_end) = load_kernel(ram, source.kernel, ram_end)?;
-    let initramfs = source.initramfs.map(|path| load_initramfs(ram, path, kernel_end, ram_end)).transpose()?;
+    let initramfs = source.initramfs.map(|path| load_initramfs(ram, path, kernel_end)).transpose()?;
     let tree = devicetree::write(&Description {
         ram_size,
         cpu_compatible: source.cpu_compatible,
@@ -130,11 +98,11 @@ fn load_kernel(ram: &GuestRam, path: &Path, ram_end: u64) -> Result<(u64, u64), 
     let failed = |source| BootError::Read { what: "kernel", path: path.into(), source };
     let (mut file, bytes) = open(path).map_err(failed)?;
     if bytes < HEADER_BYTES as u64 {
-        return Err(BootError::TruncatedKernel { path: path.into(), bytes });
+        return Err(BootError::TruncatedKernel { path: path.into(), wanted: WANTED, bytes });
     }
     let mut header = [0; HEADER_BYTES];
     file.read_exact(&mut header).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(failed)?;
-    let header = parse_header(&header).map_err(|found| BootError::ForeignKernel { path: path.into(), found })?;
+    let header = parse_header(&header).map_err(|found| BootError::ForeignKernel { path: path.into(), wanted: WANTED, found })?;
 
     let unfit = |reason| BootError::UnfitKernel { path: path.into(), reason };
     let taken = if header.image_size == 0 { bytes.saturating_add(OLD_KERNEL_MARGIN) } else { header.image_size };
@@ -151,32 +119,6 @@ fn load_kernel(ram: &GuestRam, path: &Path, ram_end: u64) -> Result<(u64, u64), 
     Ok((entry, end))
 }
 
-/// Puts the initramfs at the top of RAM; returns its first and one-past-last address.
-fn load_initramfs(ram: &GuestRam, path: &Path, kernel_end: u64, ram_end: u64) -> Result<(u64, u64), BootError> {
-    let what = "initramfs";
-    let (mut file, bytes) = open(path).map_err(|source| BootError::Read { what, path: path.into(), source })?;
-    let start = ram_end.checked_sub(bytes).map(|start| start & !(PAGE - 1)).filter(|start| *start >= kernel_end);
-    let start = start.ok_or_else(|| BootError::TooLarge { what, path: path.into(), bytes, ram: ram_end - layout::RAM_BASE })?;
-    copy(ram, what, path, &mut file, bytes, start)?;
-    Ok((start, start + bytes))
-}
-
-fn open(path: &Path) -> std::io::Result<(File, u64)> {
-    let file = File::open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    Ok((file, metadata.len()))
-}
-
-fn copy(ram: &GuestRam, what: &'static str, path: &Path, file: &mut File, bytes: u64, to: u64) -> Result<(), BootError> {
-    ram.read_exact_volatile_from(GuestAddress(to), file, bytes as usize).map_err(|error| match error {
-        vm_memory::GuestMemoryError::IOError(source) => BootError::Read { what, path: path.into(), source },
-        source => BootError::Ram { what, source },
-    })
-}
-
 #[cfg(test)]
-#[path = "boot_tests.rs"]
+#[path = "arm64_tests.rs"]
 mod tests;
