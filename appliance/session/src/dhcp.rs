@@ -4,6 +4,9 @@ use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable, Encoder};
 use std::net::Ipv4Addr;
 
+pub(crate) const SERVER_PORT: u16 = 67;
+pub(crate) const CLIENT_PORT: u16 = 68;
+
 /// How long a lease lasts, in seconds. There is nobody to give the address to afterwards; a day keeps renewals rare.
 pub const LEASE_SECONDS: u32 = 86_400;
 

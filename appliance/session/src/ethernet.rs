@@ -1,67 +1,88 @@
-//! Ethernet frames on a stream, as QEMU's `-netdev stream` frames them: a big-endian `u32` length, then the frame.
-//! And what a gateway answers by itself on that link: ARP.
+//! What the machine's frames are to its gateway, decided before they cost anything: the machine speaks IPv4 from one
+//! address to one gateway, and everything else on its wire is noise.
 
-use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr};
-use std::io;
-use std::net::Ipv4Addr;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// The longest frame on the link: a 64 KiB segment and its headers. A longer length means that the peer is not
-/// speaking this framing, so the stream is given up.
-pub(crate) const FRAME_BYTES_MAX: usize = 65_550;
-pub(crate) const HEADER_BYTES: usize = 14;
+use smoltcp::wire::{
+    ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpPacket, TcpSeqNumber, UdpPacket,
+};
 
-/// Reads the next frame; `None` at the end of the stream.
-pub(crate) async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
-    let len = match stream.read_u32().await {
-        Ok(len) => len as usize,
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    if len > FRAME_BYTES_MAX {
-        let what = format!("a frame of {len} bytes, more than {FRAME_BYTES_MAX}");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+use crate::dhcp;
+use crate::nat::{GATEWAY, GUEST};
+
+pub(crate) const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x02, 0x50, 0x4c, 0x58, 0x00, 0x02]);
+
+/// A connection as the machine names it: its own port, and where it wants to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Flow {
+    pub(crate) port: u16,
+    pub(crate) to: SocketAddrV4,
+}
+
+/// A frame from the machine.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// Asks for a connection, numbered from `sequence`.
+    Syn { flow: Flow, sequence: TcpSeqNumber },
+    /// For the IP stack: it belongs to a connection, asks for an address, or is to be refused.
+    Packet,
+    /// Not answered.
+    Noise,
+}
+
+/// Says what `frame` is. Of a fragment nobody knows; nothing that is sent to this gateway needs to be one.
+pub(crate) fn read(frame: &[u8]) -> Arrival {
+    known(frame).unwrap_or(Arrival::Noise)
+}
+
+fn known(frame: &[u8]) -> Option<Arrival> {
+    let frame = EthernetFrame::new_checked(frame).ok()?;
+    if frame.dst_addr() != GATEWAY_MAC && !frame.dst_addr().is_broadcast() {
+        return None;
     }
-    let mut frame = vec![0; len];
-    stream.read_exact(&mut frame).await?;
-    Ok(Some(frame))
+    match frame.ethertype() {
+        EthernetProtocol::Arp => arp(frame.payload()),
+        EthernetProtocol::Ipv4 => ipv4(frame.payload()),
+        _ => None,
+    }
 }
 
-/// `frame` with its length in front, ready to be written.
-pub(crate) fn framed(frame: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(4 + frame.len());
-    out.extend_from_slice(&(frame.len() as u32).to_be_bytes());
-    out.extend_from_slice(frame);
-    out
-}
-
-/// Puts an Ethernet header before `payload`.
-pub(crate) fn frame(src: EthernetAddress, dst: EthernetAddress, ethertype: EthernetProtocol, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0; HEADER_BYTES + payload.len()];
-    let repr = EthernetRepr { src_addr: src, dst_addr: dst, ethertype };
-    repr.emit(&mut EthernetFrame::new_unchecked(&mut bytes));
-    bytes[HEADER_BYTES..].copy_from_slice(payload);
-    bytes
-}
-
-/// The reply to an ARP request for `gateway`; nothing to any other packet.
-pub(crate) fn arp_reply(payload: &[u8], gateway: Ipv4Addr, gateway_mac: EthernetAddress) -> Option<Vec<u8>> {
-    let request = ArpRepr::parse(&ArpPacket::new_checked(payload).ok()?).ok()?;
-    let ArpRepr::EthernetIpv4 { operation: ArpOperation::Request, source_hardware_addr, source_protocol_addr, target_protocol_addr, .. } = request
+/// The machine asks for its gateway or tells it its own address. The stack would claim every address that is asked for.
+fn arp(payload: &[u8]) -> Option<Arrival> {
+    let ArpRepr::EthernetIpv4 { source_protocol_addr, target_protocol_addr, .. } =
+        ArpRepr::parse(&ArpPacket::new_checked(payload).ok()?).ok()?
     else {
         return None;
     };
-    if target_protocol_addr != gateway {
+    ((source_protocol_addr, target_protocol_addr) == (GUEST, GATEWAY)).then_some(Arrival::Packet)
+}
+
+fn ipv4(payload: &[u8]) -> Option<Arrival> {
+    let packet = Ipv4Packet::new_checked(payload).ok()?;
+    if packet.more_frags() || packet.frag_offset() != 0 {
         return None;
     }
-    let reply = ArpRepr::EthernetIpv4 {
-        operation: ArpOperation::Reply,
-        source_hardware_addr: gateway_mac,
-        source_protocol_addr: gateway,
-        target_hardware_addr: source_hardware_addr,
-        target_protocol_addr: source_protocol_addr,
-    };
-    let mut bytes = vec![0; reply.buffer_len()];
-    reply.emit(&mut ArpPacket::new_unchecked(&mut bytes));
-    Some(frame(gateway_mac, source_hardware_addr, EthernetProtocol::Arp, &bytes))
+    let (from, to) = (packet.src_addr(), packet.dst_addr());
+    match packet.next_header() {
+        // Who asks for an address need not have one, or still has one from elsewhere.
+        IpProtocol::Udp => {
+            let datagram = UdpPacket::new_checked(packet.payload()).ok()?;
+            (from == GUEST || datagram.dst_port() == dhcp::SERVER_PORT).then_some(Arrival::Packet)
+        }
+        _ if from != GUEST => None,
+        IpProtocol::Tcp if !to.is_multicast() && !to.is_broadcast() => tcp(to, packet.payload()),
+        // Only the gateway can say that the gateway is there.
+        _ => (to == GATEWAY).then_some(Arrival::Packet),
+    }
+}
+
+/// A SYN that carries data (RFC 7413) is not taken for one, and so is refused: no guest sends it without our consent.
+fn tcp(to: Ipv4Addr, payload: &[u8]) -> Option<Arrival> {
+    let segment = TcpPacket::new_checked(payload).ok()?;
+    let asks = segment.syn() && !segment.ack() && !segment.rst() && !segment.fin() && segment.payload().is_empty();
+    if !asks {
+        return Some(Arrival::Packet);
+    }
+    let flow = Flow { port: segment.src_port(), to: SocketAddrV4::new(to, segment.dst_port()) };
+    Some(Arrival::Syn { flow, sequence: segment.seq_number() })
 }

@@ -4,6 +4,11 @@
 //! network: address server, gateway and translator in user space, so that no privilege is needed and nothing passes
 //! that the machine's [`nat::Reach`] does not name. It leaves out name service and inbound connections.
 
-mod ethernet;
+mod connection;
 pub mod dhcp;
+mod ethernet;
 pub mod nat;
+#[cfg(test)]
+mod raw_guest;
+mod stack;
+mod wire;
