@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use sync_protocol::event::{Frame, InputEvent, MmiDevice};
+use sync_protocol::seat::code::{
+    ABS_MT_POSITION_X, ABS_MT_POSITION_Y, ABS_MT_SLOT, ABS_MT_TRACKING_ID, ABS_X, ABS_Y, BTN_LEFT, BTN_TOUCH, EV_ABS, EV_KEY,
+};
 
 /// Actions in one request.
 const ACTIONS_MAX: usize = 64;
@@ -20,15 +23,6 @@ const TAP_MS: u64 = 60;
 const KEY_MS: u64 = 20;
 const LONG_PRESS_MS: u64 = 900;
 
-const EV_KEY: u32 = 1;
-const EV_ABS: u32 = 3;
-const ABS_X: u32 = 0;
-const ABS_Y: u32 = 1;
-const ABS_MT_SLOT: u32 = 0x2f;
-const ABS_MT_POSITION_X: u32 = 0x35;
-const ABS_MT_POSITION_Y: u32 = 0x36;
-const ABS_MT_TRACKING_ID: u32 = 0x39;
-const BTN_TOUCH: u32 = 0x14a;
 const KEY_LEFTSHIFT: u32 = 42;
 
 /// One frame, and how long to wait before it.
@@ -162,34 +156,6 @@ pub fn on_panel(mut frame: Frame, width: u16, height: u16) -> Frame {
     frame
 }
 
-/// The frame with its coordinates brought to a panel of another size, by the contract's formula.
-pub fn scaled(mut frame: Frame, width: u16, height: u16) -> Frame {
-    let (own_x, own_y) = (u32::from(width.saturating_sub(1)), u32::from(height.saturating_sub(1)));
-    for event in &mut frame.events {
-        if event.r#type == EV_ABS {
-            let (max, own) = match event.code {
-                ABS_X | ABS_MT_POSITION_X => (frame.x_max, own_x),
-                ABS_Y | ABS_MT_POSITION_Y => (frame.y_max, own_y),
-                _ => continue,
-            };
-            event.value = scale(event.value, max, own);
-        }
-    }
-    frame.x_max = if frame.x_max == 0 { 0 } else { own_x };
-    frame.y_max = if frame.y_max == 0 { 0 } else { own_y };
-    frame
-}
-
-/// `v' = (2v + 1) * (own_max + 1) / (2 * (max + 1))`, as the contract has it; 0 stands for "no such axis".
-fn scale(value: i32, max: u32, own_max: u32) -> i32 {
-    if max == 0 || max == own_max {
-        return value;
-    }
-    let value = i64::from(value).clamp(0, i64::from(max));
-    let scaled = (2 * value + 1) * (i64::from(own_max) + 1) / (2 * (i64::from(max) + 1));
-    i32::try_from(scaled).unwrap_or(i32::MAX)
-}
-
 /// A frame in words, for the log.
 pub fn describe(frame: &Frame) -> String {
     let find = |kind, code| frame.events.iter().find(|e| e.r#type == kind && e.code == code).map(|e| e.value);
@@ -198,7 +164,8 @@ pub fn describe(frame: &Frame) -> String {
             let x = find(EV_ABS, ABS_MT_POSITION_X).or_else(|| find(EV_ABS, ABS_X));
             let y = find(EV_ABS, ABS_MT_POSITION_Y).or_else(|| find(EV_ABS, ABS_Y));
             let axis = |value: Option<i32>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
-            match (find(EV_KEY, BTN_TOUCH), find(EV_ABS, ABS_MT_TRACKING_ID)) {
+            let button = find(EV_KEY, BTN_TOUCH).or_else(|| find(EV_KEY, BTN_LEFT));
+            match (button, find(EV_ABS, ABS_MT_TRACKING_ID)) {
                 (Some(0), _) | (None, Some(-1)) => "finger up".into(),
                 (Some(_), _) | (None, Some(_)) => format!("finger down at {}, {}", axis(x), axis(y)),
                 _ => format!("finger at {}, {}", axis(x), axis(y)),
@@ -428,15 +395,14 @@ mod tests {
     }
 
     #[test]
-    fn coordinates_scale_as_the_contract_says() {
-        assert_eq!(scale(0, 359, 719), 1);
-        assert_eq!(scale(359, 359, 719), 719);
-        assert_eq!(scale(719, 719, 359), 359);
-        assert_eq!(scale(100, 359, 359), 100);
-        assert_eq!(scale(100, 0, 359), 100);
-        let frame = scaled(on_panel(touch_down(Point { x: 359, y: 719 }, 1), 360, 720), 720, 1440);
-        assert_eq!((frame.x_max, frame.y_max), (719, 1439));
-        assert_eq!(describe(&frame), "finger down at 719, 1439");
+    fn the_log_tells_fingers_whatever_makes_them() {
+        let touch = on_panel(touch_down(Point { x: 359, y: 719 }, 1), 720, 1440);
+        assert_eq!((touch.x_max, touch.y_max), (719, 1439));
+        assert_eq!(describe(&touch), "finger down at 359, 719");
+        assert_eq!(describe(&touch_up()), "finger up");
+        let tablet = |events: &[(u32, u32, i32)]| describe(&frame(MmiDevice::Pointer, events));
+        assert_eq!(tablet(&[(EV_ABS, ABS_X, 7), (EV_ABS, ABS_Y, 8), (EV_KEY, BTN_LEFT, 1)]), "finger down at 7, 8");
+        assert_eq!(tablet(&[(EV_KEY, BTN_LEFT, 0)]), "finger up");
     }
 
     #[test]

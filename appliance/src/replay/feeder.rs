@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use store::PhoneId;
 use sync_protocol::event::{Event, Frame, Kind};
+use sync_protocol::seat::Seat;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,6 @@ use tracing::{debug, warn};
 use super::PAGE_EVENTS;
 use super::decide::{self, Beginning, Moment, Rhythm};
 use crate::flashes::TwinFlash;
-use crate::input;
 use crate::log::PhoneLogs;
 use crate::twin::{Control, TwinStatus};
 
@@ -80,6 +80,8 @@ impl Feeder {
             }
         };
         let (mut rhythm, mut given) = (Rhythm::default(), Instant::now());
+        // The machine's panel counts the pixels of its screen.
+        let mut seat = Seat::new((u32::from(self.width).saturating_sub(1), u32::from(self.height).saturating_sub(1)));
         loop {
             let (logs, phone, next) = (self.logs.clone(), self.phone.clone(), fed.position + 1);
             let page = tokio::task::spawn_blocking(move || logs.read(&phone, next, PAGE_EVENTS)).await;
@@ -115,7 +117,7 @@ impl Feeder {
                         () = tokio::time::sleep(rhythm.pause(moment, given.elapsed())) => {}
                     }
                     self.drained().await;
-                    self.touch(frame.clone()).await;
+                    self.touch(&mut seat, frame).await;
                     rhythm.gave(moment, frame);
                     given = Instant::now();
                 } else {
@@ -143,10 +145,16 @@ impl Feeder {
         }
     }
 
-    async fn touch(&self, frame: Frame) {
-        let frame = input::scaled(frame, self.width, self.height);
-        if let Err(error) = self.control.input(&frame).await {
-            debug!(phone = %self.phone, %error, "input is lost on the twin");
+    /// Gives the machine's own two devices what any device of the phone's has told.
+    async fn touch(&self, seat: &mut Seat, frame: &Frame) {
+        match seat.take(frame) {
+            Ok(Some(frame)) => {
+                if let Err(error) = self.control.input(&frame).await {
+                    debug!(phone = %self.phone, %error, "input is lost on the twin");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => debug!(phone = %self.phone, %error, "input is lost on the twin"),
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! [`wire`] is generated from `proto/sync.proto`, which is the specification. The other modules are what both sides must
 //! do alike: checking what came in ([`event`]), packing events ([`batch`]), cutting files into chunks ([`chunking`]),
-//! hashing trees ([`tree`]), and deciding which paths are captured ([`scope`]). No I/O, no clock, no randomness.
+//! hashing trees ([`tree`]), deciding which paths are captured ([`scope`]), and giving one device's input to others
+//! ([`seat`]). No I/O, no clock, no randomness.
 
 /// Code generated from `proto/sync.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -17,6 +18,7 @@ pub mod hash;
 pub mod limits;
 pub mod path;
 pub mod scope;
+pub mod seat;
 pub mod tree;
 
 pub use hash::Hash;

@@ -4,9 +4,10 @@ use std::io;
 
 use evdev::uinput::VirtualDevice;
 use evdev::{AbsInfo, AbsoluteAxisCode as Abs, AttributeSet, KeyCode, PropType, UinputAbsSetup};
-use sync_protocol::event::InputEvent;
+use sync_protocol::event::{Frame, MmiDevice};
+use sync_protocol::seat::{SLOTS, TRACKING_ID_MAX, code};
 
-use super::input::{InputSink, REMOTE_PREFIX, RemoteDevice, SLOTS};
+use super::input::{InputSink, REMOTE_PREFIX};
 
 pub(crate) struct Uinput {
     keyboard: VirtualDevice,
@@ -17,8 +18,8 @@ pub(crate) struct Uinput {
 impl Uinput {
     /// Makes the devices; the panel's axes end at `panel`, best those of the phone's own.
     pub(crate) fn new(panel: (u32, u32)) -> io::Result<Self> {
-        // Codes up to KEY_MICMUTE are those of keyboards; buttons would make it look like a mouse or gamepad.
-        let keys: AttributeSet<KeyCode> = (1..=KeyCode::KEY_MICMUTE.0).map(KeyCode).collect();
+        let keys = code::KEYS.filter_map(|key| u16::try_from(key).ok());
+        let keys: AttributeSet<KeyCode> = keys.map(KeyCode).collect();
         let keyboard = VirtualDevice::builder()?
             .name(&format!("{REMOTE_PREFIX} Keyboard"))
             .with_keys(&keys)?
@@ -40,7 +41,10 @@ impl Uinput {
             .with_absolute_axis(&axis(Abs::ABS_X, panel.0))?
             .with_absolute_axis(&axis(Abs::ABS_Y, panel.1))?
             .with_absolute_axis(&axis(Abs::ABS_MT_SLOT, SLOTS.cast_unsigned() - 1))?
-            .with_absolute_axis(&axis(Abs::ABS_MT_TRACKING_ID, 0xffff))?
+            .with_absolute_axis(&axis(
+                Abs::ABS_MT_TRACKING_ID,
+                TRACKING_ID_MAX.cast_unsigned(),
+            ))?
             .with_absolute_axis(&axis(Abs::ABS_MT_POSITION_X, panel.0))?
             .with_absolute_axis(&axis(Abs::ABS_MT_POSITION_Y, panel.1))?
             .build()?;
@@ -57,14 +61,15 @@ impl InputSink for Uinput {
         self.panel
     }
 
-    fn emit(&mut self, device: RemoteDevice, events: &[InputEvent]) -> io::Result<()> {
-        let device = match device {
-            RemoteDevice::Keyboard => &mut self.keyboard,
-            RemoteDevice::Touch => &mut self.touch,
+    fn emit(&mut self, frame: &Frame) -> io::Result<()> {
+        let device = match frame.device {
+            MmiDevice::Touch | MmiDevice::Pointer => &mut self.touch,
+            MmiDevice::Keyboard | MmiDevice::Unspecified => &mut self.keyboard,
         };
         let number =
             |value| u16::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-        let events = events
+        let events = frame
+            .events
             .iter()
             .map(|event| {
                 Ok(evdev::InputEvent::new(
