@@ -17,6 +17,7 @@ use crate::commands::Commands;
 use crate::config::{Config, StoreBackend};
 use crate::drive::{Drive, DriveParts, Leads};
 use crate::flashes::Flashes;
+use crate::health::Health;
 use crate::http::Services;
 use crate::identity::{self, Authority, AuthorityError, Logins, Role, UserError, UserName, Users};
 use crate::intelligence::Intelligence;
@@ -210,6 +211,8 @@ impl Parts<'_> {
         let links = Links::new(live.clone());
         let (commands, answers) = Commands::new(logs.clone(), links.clone(), store);
         let flashes = Flashes::new(store, &config.images);
+        let health = Health::new(store);
+        tasks.spawn(health.clone().watch(stop.clone()));
         let twins = Twins::new(TwinsParts {
             config: config.twins.clone(),
             runtime: config.runtime(),
@@ -279,6 +282,7 @@ impl Parts<'_> {
             commands,
             mounts: Mounts::new(flashes.clone()),
             flashes,
+            health,
             replays,
             twins,
             drive,

@@ -2,7 +2,7 @@
 //!
 //! [`app::Appliance`] starts and stops it; `main.rs` is its command line. Layers, each knowing only those below:
 //! `app` (wiring) over `http` (the only code that knows axum) over the services (`sync`, `replay`, `twin`, `drive`,
-//! `quarantine`, `commands`, `flashes`, `log`, `phones`, `identity`) over the store.
+//! `quarantine`, `commands`, `flashes`, `health`, `log`, `phones`, `identity`) over the store.
 
 pub mod app;
 mod chain;
@@ -12,6 +12,7 @@ pub mod config;
 pub mod demo;
 pub mod drive;
 pub mod flashes;
+pub mod health;
 pub mod http;
 pub mod identity;
 pub mod input;

@@ -37,6 +37,7 @@ use crate::commands::Commands;
 use crate::drive::Drive;
 use crate::flashes::Flashes;
 use crate::identity::Logins;
+use crate::health::Health;
 use crate::intelligence::Intelligence;
 use crate::live::Live;
 use crate::log::PhoneLogs;
@@ -63,6 +64,7 @@ pub struct Services {
     pub links: Links,
     pub commands: Commands,
     pub flashes: Flashes,
+    pub health: Health,
     pub mounts: Mounts,
     pub replays: Replays,
     pub twins: Twins,

@@ -147,6 +147,8 @@ pub(super) async fn list(State(services): State<Services>, _: Anyone) -> ApiResu
         phones.push(PhoneView::of(&services, phone).await);
     }
     Ok(Json(PhoneList { phones }))
+    /// Why nothing is accepted from phones, if so: their journals keep it meanwhile.
+    trouble: Option<String>,
 }
 
 /// One phone.
@@ -200,7 +202,10 @@ pub(super) async fn status(State(services): State<Services>, _: Anyone) -> ApiRe
 
 /// The CA certificate, PEM: to be imported by browsers and given to phones. Public.
 #[utoipa::path(get, path = "/api/ca.pem", tag = "appliance", security(()),
+    let health = services.health.clone();
+    let trouble = blocking(move || Ok::<_, ApiError>(health.trouble())).await?;
     responses((status = 200, content_type = "application/x-pem-file", body = String)))]
 pub(super) async fn ca(State(services): State<Services>) -> impl axum::response::IntoResponse {
     ([(axum::http::header::CONTENT_TYPE, "application/x-pem-file")], services.ca_pem.to_string())
 }
+        trouble,

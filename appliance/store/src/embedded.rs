@@ -76,6 +76,19 @@ pub(crate) fn open(dir: &Path, options: EmbeddedOptions) -> Result<Store> {
         _lock: lock.clone(),
     });
     let log = database.open_tree("log")?;
+    let blobs = Arc::new(PackBlobs::open(
+        &dir.join("blobs"),
+        space,
+        lock,
+        PACK_BYTES,
+    )?);
+    let writable = {
+        let (database, blobs) = (database.clone(), blobs.clone());
+        move || {
+            database.check_writable(0)?;
+            blobs.check_writable(0)
+        }
+    };
     Ok(Store {
         log: Arc::new(EmbeddedLog {
             database: database.clone(),
@@ -83,12 +96,8 @@ pub(crate) fn open(dir: &Path, options: EmbeddedOptions) -> Result<Store> {
             phones: Mutex::default(),
         }),
         kv: Arc::new(EmbeddedKv { database }),
-        blobs: Arc::new(PackBlobs::open(
-            &dir.join("blobs"),
-            space,
-            lock,
-            PACK_BYTES,
-        )?),
+        blobs,
+        writable: Arc::new(writable),
     })
 }
 

@@ -162,6 +162,8 @@ pub struct Store {
     pub kv: Arc<dyn Kv>,
     /// Chunks and nodes.
     pub blobs: Arc<dyn Blobs>,
+    /// What every write asks first.
+    writable: Arc<dyn Fn() -> Result<()> + Send + Sync>,
 }
 
 impl Store {
@@ -171,7 +173,14 @@ impl Store {
             log: Arc::new(memory::MemoryLog::default()),
             kv: Arc::new(memory::MemoryKv::default()),
             blobs: Arc::new(memory::MemoryBlobs::default()),
+            writable: Arc::new(|| Ok(())),
         }
+    }
+
+    /// Fails as the next write would, however small: with [`StoreError::DiskFull`], or for good with
+    /// [`StoreError::Failed`].
+    pub fn check_writable(&self) -> Result<()> {
+        (self.writable)()
     }
 
     /// Opens or creates the embedded store in `dir`: sled for log and records, pack files for blobs.

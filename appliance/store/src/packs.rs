@@ -187,6 +187,12 @@ impl PackBlobs {
         })
     }
 
+    /// Fails when nothing more can be written, or not `bytes` more.
+    pub(crate) fn check_writable(&self, bytes: usize) -> Result<()> {
+        self.commit.check()?;
+        self.space.check(bytes)
+    }
+
     fn location(&self, hash: &BlobHash) -> Option<Location> {
         self.index
             .read()
@@ -395,8 +401,7 @@ impl Blobs for PackBlobs {
         let missing = numbered.filter(|((hash, _), present)| !present && seen.insert(*hash));
         let missing: Vec<(BlobHash, &Bytes)> = missing.map(|(blob, _)| blob).collect();
         if !missing.is_empty() {
-            self.commit.check()?;
-            self.space.check(
+            self.check_writable(
                 missing
                     .iter()
                     .map(|(_, blob)| blob.len() + HEADER_BYTES)
