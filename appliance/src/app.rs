@@ -316,8 +316,9 @@ fn open(config: &Config) -> Result<Opened, StartError> {
     let authority = Arc::new(Authority::open(&data.join("identity"))?);
     let phones = Phones::open(Table::new(store.kv.clone(), "phones"), Table::new(store.kv.clone(), "codes"))?;
     let facts = data.join("facts");
-    let intelligence = Intelligence::open(&facts, phones.clone(), Table::new(store.kv.clone(), "assignments"));
-    let intelligence = intelligence.map_err(folder("cannot keep facts in", &facts))?;
+    let facts = usage::store::FactStore::open(&facts).map_err(folder("cannot keep facts in", &facts))?;
+    let (assignments, troubles) = (Table::new(store.kv.clone(), "assignments"), Table::new(store.kv.clone(), "usage-troubles"));
+    let intelligence = Intelligence::open(facts, phones.clone(), assignments, troubles)?;
     let users = Users::new(Table::new(store.kv.clone(), "users"));
     let first_login = first_login(&users)?;
     let local_token = local_token(&data.join(TOKEN_FILE))?;

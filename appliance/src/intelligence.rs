@@ -4,8 +4,7 @@
 //! facts are a function of the log. Promises: an inspection changes nothing on the flash, and a damaged database stops nothing
 //! but itself. Leaves out: the reports' queries, which are in the usage crate.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flash::Flash;
@@ -17,11 +16,14 @@ use usage::inspect::{DATABASE_BYTES_MAX, Database, InspectError, inspector_of};
 use usage::report::{Catalog, Period, PhoneEntry, ReportError, Table as Answer};
 use usage::store::{FactStore, StoreError};
 
+use crate::health::is_disk_full;
 use crate::phones::{Phone, Phones};
 use crate::records::{RecordError, Table};
 
 /// Longest name of a person, department or carrier, in bytes.
 const NAME_BYTES_MAX: usize = 100;
+/// Databases of one phone whose trouble is remembered; a phone that damages more is told about by these.
+const TROUBLES_MAX: usize = 16;
 
 /// Who uses a phone, and on whose network: what reports are about.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -31,6 +33,22 @@ pub struct Assignment {
     pub person: String,
     pub department: String,
     pub carrier: String,
+}
+
+/// The databases of one phone that could not be read when they changed last, and why: by path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Troubles {
+    phone: PhoneId,
+    databases: BTreeMap<String, String>,
+}
+
+/// A phone whose usage is not all in the reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct Unread {
+    pub phone: String,
+    pub person: String,
+    /// What could not be read, and why.
+    pub trouble: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +62,7 @@ pub enum IntelligenceError {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum InspectionError {
+pub enum InspectionError {
     #[error(transparent)]
     Inspect(#[from] InspectError),
     #[error(transparent)]
@@ -64,20 +82,28 @@ struct Inner {
     catalog: Catalog,
     phones: Phones,
     assignments: Table<Assignment>,
-    /// Per phone, why its latest inspection failed.
-    troubles: Mutex<HashMap<PhoneId, String>>,
+    kept_troubles: Table<Troubles>,
+    /// The same, by phone.
+    troubles: Mutex<HashMap<PhoneId, Troubles>>,
 }
 
 impl Intelligence {
-    /// Opens the facts in `dir`. Blocks.
-    pub fn open(dir: &Path, phones: Phones, assignments: Table<Assignment>) -> std::io::Result<Intelligence> {
-        let facts = FactStore::open(dir)?;
-        let inner = Inner { facts, catalog: Catalog::built_in(), phones, assignments, troubles: Mutex::default() };
+    /// Takes up the facts in `dir`. Blocks.
+    pub fn open(
+        facts: FactStore,
+        phones: Phones,
+        assignments: Table<Assignment>,
+        kept_troubles: Table<Troubles>,
+    ) -> Result<Intelligence, RecordError> {
+        let troubles = kept_troubles.list()?.into_iter().map(|troubles| (troubles.phone.clone(), troubles)).collect();
+        let catalog = Catalog::built_in();
+        let inner = Inner { facts, catalog, phones, assignments, kept_troubles, troubles: Mutex::new(troubles) };
         Ok(Intelligence { inner: Arc::new(inner) })
     }
 
-    /// Inspects the databases that `changed` belongs to, as `flash` has them at `position`. Blocks; one caller for one phone.
-    pub fn inspect(&self, flash: &Flash, position: u64, changed: &[PhonePath]) {
+    /// Inspects the databases that `changed` belongs to, as `flash` has them at `position`. Blocks; one caller for one phone. Fails
+    /// only where the facts find no room: then nothing is noted, and the same is to be tried again.
+    pub fn inspect(&self, flash: &Flash, position: u64, changed: &[PhonePath]) -> Result<(), InspectionError> {
         let mut databases: Vec<_> = changed.iter().filter_map(|path| inspector_of(path.as_bytes())).collect();
         databases.sort_by_key(|(_, path)| *path);
         databases.dedup();
@@ -91,19 +117,49 @@ impl Intelligence {
                 // It was removed: what it told stays known.
                 None => Ok(()),
             });
-            match outcome {
-                Ok(()) => drop(self.troubles().remove(flash.phone())),
-                Err(error) => {
-                    warn!(phone = %flash.phone(), position, error = %crate::chain::Chain(&error), "usage is not read");
-                    self.troubles().insert(flash.phone().clone(), error.to_string());
-                }
+            if let Err(error) = &outcome
+                && is_disk_full(error)
+            {
+                return outcome;
             }
+            if let Err(error) = &outcome {
+                warn!(phone = %flash.phone(), position, error = %crate::chain::Chain(error), "usage is not read");
+            }
+            self.note(flash.phone(), path, outcome.err().map(|error| error.to_string()));
+        }
+        Ok(())
+    }
+
+    /// Notes why the database at `path` could not be read, or that it could.
+    fn note(&self, phone: &PhoneId, path: &[u8], trouble: Option<String>) {
+        let path = path.escape_ascii().to_string();
+        let changed = {
+            let mut troubles = self.troubles();
+            let of_phone = troubles.entry(phone.clone());
+            let of_phone = of_phone.or_insert_with(|| Troubles { phone: phone.clone(), databases: BTreeMap::new() });
+            let before = of_phone.databases.clone();
+            match trouble {
+                None => drop(of_phone.databases.remove(&path)),
+                Some(_) if before.len() >= TROUBLES_MAX && !before.contains_key(&path) => {}
+                Some(trouble) => drop(of_phone.databases.insert(path, trouble)),
+            }
+            (of_phone.databases != before).then(|| of_phone.clone())
+        };
+        if let Some(Err(error)) = changed.map(|troubles| self.inner.kept_troubles.put(phone.as_str(), &troubles)) {
+            warn!(%phone, error = %crate::chain::Chain(&error), "that usage is not read will be forgotten with a restart");
         }
     }
 
-    /// Why the phone's usage could not be read when it changed last, if it could not.
+    /// Which of the phone's databases could not be read when they changed last, and why; if any.
     pub fn trouble(&self, phone: &PhoneId) -> Option<String> {
-        self.troubles().get(phone).cloned()
+        let told = |troubles: &Troubles| troubles.databases.values().cloned().collect::<Vec<_>>().join("; ");
+        self.troubles().get(phone).map(told).filter(|text| !text.is_empty())
+    }
+
+    /// Whose usage is not all in the reports. Blocks.
+    pub fn unread(&self) -> Result<Vec<Unread>, IntelligenceError> {
+        let troubled = self.inner.phones.list().into_iter().filter_map(|phone| Some((self.trouble(&phone.id)?, phone)));
+        troubled.map(|(trouble, phone)| Ok(Unread { phone: phone.description.serial.clone(), person: self.entry(phone)?.person, trouble })).collect()
     }
 
     /// Who uses the phone. Blocks.
@@ -161,7 +217,7 @@ impl Intelligence {
         Ok(PhoneEntry { phone: phone.id.to_string(), person, department, carrier })
     }
 
-    fn troubles(&self) -> MutexGuard<'_, HashMap<PhoneId, String>> {
+    fn troubles(&self) -> MutexGuard<'_, HashMap<PhoneId, Troubles>> {
         self.inner.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -26,10 +26,14 @@ fn cell(item: &Value, column: &str) -> String {
         Value::Bool(true) => "yes".into(),
         Value::Bool(false) => "no".into(),
         Value::Number(number) if column == "mode" => number.as_u64().map(|mode| format!("{mode:04o}")).unwrap_or_default(),
-        // Names of files may hold anything; a terminal obeys control characters.
-        Value::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
+        Value::String(text) => plain(text),
         other => other.to_string(),
     }
+}
+
+/// Text from a phone on one line: names of files may hold anything, and a terminal obeys control characters.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

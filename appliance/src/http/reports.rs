@@ -9,13 +9,24 @@ use super::Services;
 use super::error::{ApiError, ApiResult, Body, blocking};
 use super::login::{Admin, Analyst, Anyone};
 use super::views::bytes_parameter;
-use crate::intelligence::{Assignment, IntelligenceError};
+use crate::intelligence::{Assignment, IntelligenceError, Unread};
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct ReportList {
     /// Name, title, what it is about, its chart, and which records are behind its rows.
     #[schema(value_type = Vec<Object>)]
     reports: Vec<Report>,
+}
+
+/// A report's answer, and what it lacks.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct ReportAnswer {
+    /// Columns (name, type) and rows.
+    #[schema(value_type = Object)]
+    #[serde(flatten)]
+    table: Table,
+    /// Phones with a database that could not be read when it changed last: what it told before is in the report, the rest is not.
+    unread: Vec<Unread>,
 }
 
 impl From<IntelligenceError> for ApiError {
@@ -38,19 +49,22 @@ pub(super) async fn list(State(services): State<Services>, _: Analyst) -> Json<R
     Json(ReportList { reports: services.intelligence.catalog().reports().to_vec() })
 }
 
-/// Run a report: columns (name, type) and rows.
+/// Run a report: columns (name, type), rows, and whose usage is not all in it.
 #[utoipa::path(get, path = "/api/reports/{report}", tag = "reports",
     params(("report" = String, Path), ("from" = String, Query, description = "RFC 3339; the period's start"),
         ("to" = String, Query, description = "RFC 3339; its end, itself excluded")),
-    responses((status = 200, body = Object), (status = 400, body = super::ErrorBody), (status = 404, body = super::ErrorBody)))]
+    responses((status = 200, body = ReportAnswer), (status = 400, body = super::ErrorBody), (status = 404, body = super::ErrorBody)))]
 pub(super) async fn run(
     State(services): State<Services>,
     _: Analyst,
     Path(report): Path<String>,
     RawQuery(query): RawQuery,
-) -> ApiResult<Table> {
+) -> ApiResult<ReportAnswer> {
     let period = period(query.as_deref().unwrap_or_default())?;
-    Ok(Json(services.intelligence.run(&report, period).await?))
+    let table = services.intelligence.run(&report, period).await?;
+    let intelligence = services.intelligence.clone();
+    let unread = blocking(move || intelligence.unread()).await?;
+    Ok(Json(ReportAnswer { table, unread }))
 }
 
 /// The records behind a row: those of `table` that agree with it in the columns that the report names, given as further parameters.

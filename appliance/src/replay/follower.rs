@@ -1,6 +1,7 @@
 //! Applies one phone's log to its flash, as it grows, and compares the two when the phone tells its root hash.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use store::PhoneId;
 use sync_protocol::event::{Event, Kind, Origin};
@@ -12,12 +13,16 @@ use tracing::{debug, warn};
 use super::{Inner, KeptOrigins, PAGE_EVENTS, Progress, Proof};
 use crate::chain::Chain;
 use crate::flashes::{FlashesError, Head};
+use crate::health::is_disk_full;
+use crate::intelligence::InspectionError;
 use crate::live::Notice;
 use crate::log::LogError;
 use crate::phones::now_us;
 
 /// Events between two checkpoints of a flash: what a restart has to replay.
 const CHECKPOINT_EVENTS: u64 = 5_000;
+/// How long to wait before what found no room on the disk is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 /// How far back an event with a given seq is looked for.
 const SEQ_LOOK_EVENTS: usize = 4_096;
 
@@ -31,6 +36,8 @@ enum FollowError {
     Flash(#[from] FlashesError),
     #[error("the flash does not take the event at {position}: {source}")]
     Apply { position: u64, source: flash::FlashError },
+    #[error("usage at {position}: {source}")]
+    Usage { position: u64, source: InspectionError },
     #[error("the roots of the phone's hash are not usable: {0}")]
     Scope(#[from] sync_protocol::scope::ScopeError),
     #[error("the phone's event {0} is not in its log")]
@@ -57,20 +64,36 @@ impl Follower {
         Follower { phone, inner, progress }
     }
 
-    pub(super) async fn run(self, roots: mpsc::Receiver<HaveRoot>) {
+    /// Follows until the appliance stops. A full disk is waited out: what was kept last is gone on from. Anything else ends it.
+    pub(super) async fn run(self, mut roots: mpsc::Receiver<HaveRoot>) {
         let stop = self.inner.stop.clone();
         let this = Arc::new(self);
-        tokio::select! {
-            () = stop.cancelled() => {}
-            result = this.clone().follow(roots) => if let Err(error) = result {
-                warn!(phone = %this.phone, error = %Chain(&error), "the flash does not follow");
-                this.progress.send_modify(|progress| progress.trouble = Some(error.to_string()));
-                this.inner.live.tell(Notice::Phone { phone: this.phone.clone() });
+        loop {
+            let error = tokio::select! {
+                () = stop.cancelled() => return,
+                result = this.follow(&mut roots) => match result {
+                    Ok(()) => return,
+                    Err(error) => error,
+                }
+            };
+            warn!(phone = %this.phone, error = %Chain(&error), "the flash does not follow");
+            this.tell_trouble(Some(error.to_string()));
+            if !is_disk_full(&error) {
+                return;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
             }
         }
     }
 
-    async fn follow(self: Arc<Self>, mut roots: mpsc::Receiver<HaveRoot>) -> Result<(), FollowError> {
+    fn tell_trouble(&self, trouble: Option<String>) {
+        self.progress.send_modify(|progress| progress.trouble = trouble);
+        self.inner.live.tell(Notice::Phone { phone: self.phone.clone() });
+    }
+
+    async fn follow(self: &Arc<Self>, roots: &mut mpsc::Receiver<HaveRoot>) -> Result<(), FollowError> {
         let this = self.clone();
         let mut following = blocking(move || this.open()).await?;
         let mut grown = self.inner.logs.watch(&self.phone)?;
@@ -118,6 +141,7 @@ impl Follower {
             self.progress.send_modify(|progress| {
                 progress.root = root;
                 progress.position = position;
+                progress.trouble = None;
             });
             self.inner.live.tell(Notice::Phone { phone: self.phone.clone() });
         }
@@ -142,7 +166,8 @@ impl Follower {
         if position > following.head.flash.position() {
             let applied = following.head.flash.apply_event(position, event);
             let applied = applied.map_err(|source| FollowError::Apply { position, source })?;
-            self.inner.intelligence.inspect(&following.head.flash, position, &applied.paths);
+            let inspected = self.inner.intelligence.inspect(&following.head.flash, position, &applied.paths);
+            inspected.map_err(|source| FollowError::Usage { position, source })?;
         }
         if let Kind::Control(control) = &event.kind {
             debug!(phone = %self.phone, position, kind = ?control.kind, text = control.text, "agent");
