@@ -141,7 +141,13 @@ impl DemoPhone {
         tokio::select! {
             how = self.machine.ended() => how,
             event = events.recv() => match event {
-                Ok(event) => event.reason,
+                Ok(event) => {
+                    // A kernel that panicked: what it said last.
+                    if let Some(detail) = event.detail.as_ref().and_then(|detail| detail.as_str()) {
+                        warn!(reason = event.reason, detail, "the demo phone's guest ended");
+                    }
+                    event.reason
+                }
                 Err(_) => self.machine.ended().await,
             },
         }

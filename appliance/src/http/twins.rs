@@ -26,6 +26,16 @@ pub(super) struct TwinView {
     restarts: u32,
     /// Its process on the appliance.
     pid: Option<u32>,
+    /// How its machine ended last, if it ever did by itself since the appliance started.
+    last_end: Option<EndView>,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct EndView {
+    at: String,
+    how: String,
+    /// The last lines of its guest's serial console.
+    last_words: String,
 }
 
 impl TwinView {
@@ -38,6 +48,11 @@ impl TwinView {
             position: services.replays.progress(phone).fed,
             restarts: status.restarts,
             pid: status.pid,
+            last_end: status.last_end.map(|end| EndView {
+                at: time_of_us(end.at_us),
+                how: end.how,
+                last_words: end.last_words,
+            }),
         }
     }
 }

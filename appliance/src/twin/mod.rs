@@ -67,7 +67,19 @@ pub struct TwinStatus {
     pub pid: Option<u32>,
     /// Last position of the log that reached it.
     pub fed: u64,
+    /// How its machine ended last, if it ever did by itself.
+    pub last_end: Option<End>,
     pub running: Option<Running>,
+}
+
+/// How a machine ended by itself.
+#[derive(Debug, Clone)]
+pub struct End {
+    pub at_us: u64,
+    /// One line for people.
+    pub how: String,
+    /// What its guest printed last on the serial console; empty if nobody could tell.
+    pub last_words: String,
 }
 
 /// What others may use of a running machine.
@@ -89,6 +101,7 @@ impl Default for TwinStatus {
             restarts: 0,
             pid: None,
             fed: 0,
+            last_end: None,
             running: None,
         }
     }
