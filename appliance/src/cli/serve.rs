@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use image_builder::Image;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -59,6 +60,8 @@ pub(super) fn run(arguments: ServeArguments) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config, demo: bool) -> anyhow::Result<()> {
+    // Before anything is started: who asks for a demo phone must not be left with half of it.
+    let image = demo.then(|| Image::open(config.images.join(DEMO_IMAGE))).transpose().context("no demo phone")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let appliance = Appliance::start(config.clone()).await?;
@@ -68,7 +71,10 @@ async fn serve(config: Config, demo: bool) -> anyhow::Result<()> {
         println!("Login:   {} / {}   (shown once; change it in the console)", login.user, login.password);
     }
     let stop = CancellationToken::new();
-    let phone = if demo { Some(tokio::spawn(keep_demo(demo_config(&config, &appliance)?, config, stop.clone()))) } else { None };
+    let phone = match image {
+        Some(image) => Some(tokio::spawn(keep_demo(demo_config(&config, &appliance)?, image, stop.clone()))),
+        None => None,
+    };
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
@@ -104,14 +110,7 @@ fn demo_config(config: &Config, appliance: &Appliance) -> anyhow::Result<DemoCon
 }
 
 /// Runs the demo phone until `stop`, through every restart of its own.
-async fn keep_demo(demo: DemoConfig, config: Config, stop: CancellationToken) {
-    let image = match image_builder::Image::open(config.images.join(DEMO_IMAGE)) {
-        Ok(image) => image,
-        Err(error) => {
-            warn!(%error, "no demo phone");
-            return;
-        }
-    };
+async fn keep_demo(demo: DemoConfig, image: Image, stop: CancellationToken) {
     loop {
         let mut phone = match DemoPhone::start(&demo, &image).await {
             Ok(phone) => phone,
