@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Services;
 use super::drive::LeaseView;
-use super::error::ApiResult;
+use super::error::{ApiError, ApiResult, blocking};
 use super::login::Anyone;
 use super::twins::TwinView;
 use super::views::time_of_us;
@@ -137,6 +137,8 @@ pub(super) struct StatusView {
     phones: HashMap<&'static str, usize>,
     twins_running: usize,
     twins_running_max: usize,
+    /// Why nothing is accepted from phones, if so: their journals keep it meanwhile.
+    trouble: Option<String>,
 }
 
 /// All phones, by serial.
@@ -147,8 +149,6 @@ pub(super) async fn list(State(services): State<Services>, _: Anyone) -> ApiResu
         phones.push(PhoneView::of(&services, phone).await);
     }
     Ok(Json(PhoneList { phones }))
-    /// Why nothing is accepted from phones, if so: their journals keep it meanwhile.
-    trouble: Option<String>,
 }
 
 /// One phone.
@@ -189,6 +189,8 @@ pub(super) async fn status(State(services): State<Services>, _: Anyone) -> ApiRe
         ("quarantined", count(Standing::Quarantined)),
         ("connected", connected),
     ]);
+    let health = services.health.clone();
+    let trouble = blocking(move || Ok::<_, ApiError>(health.trouble())).await?;
     Ok(Json(StatusView {
         version: env!("CARGO_PKG_VERSION"),
         started_at: time_of_us(services.started_us),
@@ -197,15 +199,13 @@ pub(super) async fn status(State(services): State<Services>, _: Anyone) -> ApiRe
         phones,
         twins_running: services.twins.running(),
         twins_running_max: services.twins.running_max(),
+        trouble,
     }))
 }
 
 /// The CA certificate, PEM: to be imported by browsers and given to phones. Public.
 #[utoipa::path(get, path = "/api/ca.pem", tag = "appliance", security(()),
-    let health = services.health.clone();
-    let trouble = blocking(move || Ok::<_, ApiError>(health.trouble())).await?;
     responses((status = 200, content_type = "application/x-pem-file", body = String)))]
 pub(super) async fn ca(State(services): State<Services>) -> impl axum::response::IntoResponse {
     ([(axum::http::header::CONTENT_TYPE, "application/x-pem-file")], services.ca_pem.to_string())
 }
-        trouble,

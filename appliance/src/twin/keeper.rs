@@ -167,6 +167,8 @@ impl Keeper {
     async fn crashed(&mut self, end: End) {
         warn!(phone = %self.phone, how = end.how, last_words = end.last_words, "twin ended");
         self.end().await;
+        let how = end.how.clone();
+        self.status.send_modify(|status| status.last_end = Some(end));
         match self.crashes.crashed(Instant::now(), self.inner.config.restarts_max) {
             AfterCrash::StartAgain { after } => {
                 self.restart_at = Some(tokio::time::Instant::now() + after);
@@ -421,13 +423,13 @@ impl Keeping {
     }
 }
 
-type Prepared = (TwinFlash, image_builder::Image, Beginning);
-
-/// Finds image and flash for a machine. Blocks.
 fn ended(how: String, last_words: &str) -> Happened {
     Happened::Ended(End { at_us: now_us(), how, last_words: last_words.to_owned() })
 }
 
+type Prepared = (TwinFlash, image_builder::Image, Beginning);
+
+/// Finds image and flash for a machine. Blocks.
 fn prepare(inner: &Inner, phone: &crate::phones::Phone, parked: Option<PathBuf>) -> Result<Prepared, TwinError> {
     let image = inner.flashes.image_of(phone)?;
     let lead = inner.leads.of(&phone.id);
