@@ -8,6 +8,8 @@ export default defineConfig({
   plugins: [react()],
   // noVNC awaits the decoder's probe at the top level of a module.
   build: { target: 'es2022', chunkSizeWarningLimit: 1500 },
-  server: { proxy: { '/api': { target: appliance, secure: false, ws: true, changeOrigin: true } } },
-  test: { environment: 'jsdom', setupFiles: ['src/test-setup.ts'] },
+  // The appliance takes only what comes from pages of its own.
+  server: { proxy: { '/api': { target: appliance, secure: false, ws: true, changeOrigin: true, headers: { origin: appliance } } } },
+  // A zone with summer time, so that days are not all of 24 hours.
+  test: { environment: 'jsdom', setupFiles: ['src/test-setup.ts'], testTimeout: 120_000, env: { TZ: 'Europe/Berlin' } },
 });

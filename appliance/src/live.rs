@@ -24,7 +24,7 @@ pub enum Notice {
         phone: PhoneId,
         position: u64,
     },
-    /// A twin's state changed.
+    /// A twin's state changed, or it has caught up with its phone's log.
     Twin {
         #[schema(value_type = String)]
         phone: PhoneId,

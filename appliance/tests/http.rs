@@ -100,6 +100,22 @@ async fn an_enrolment_code_lets_one_phone_in() {
 }
 
 #[tokio::test]
+async fn who_uses_a_phone_is_said_and_shown_with_it() {
+    let setup = start().await;
+    let admin = Client::admin(&setup.appliance);
+    enrolled(&setup.appliance, "A").await;
+    assert_eq!(admin.get("/api/phones/A").await["assignment"], json!({"person": "", "department": "", "carrier": ""}));
+    let said = json!({"person": "Ada", "department": "Sales", "carrier": "Aurora"});
+    assert_eq!(admin.call("PUT", "/api/phones/A/assignment", Some(said.clone())).await, (200, said.clone()));
+    assert_eq!(admin.get("/api/phones/A").await["assignment"], said);
+    assert_eq!(admin.get("/api/phones").await["phones"][0]["assignment"], said);
+    let long = json!({"person": "a".repeat(101)});
+    assert_eq!(admin.call("PUT", "/api/phones/A/assignment", Some(long)).await.0, 400);
+    assert_eq!(admin.get("/api/phones/A").await["assignment"], said);
+    setup.appliance.shutdown().await;
+}
+
+#[tokio::test]
 async fn bad_requests_are_told_what_is_wrong() {
     let setup = start().await;
     let admin = Client::admin(&setup.appliance);

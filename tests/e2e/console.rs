@@ -4,11 +4,30 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Map, Value, json};
 use tests::appliance::Appliance;
 use tests::demo::DemoPhone;
+use tests::targets::Targets;
+
+/// What the browser touches on the phone's and the twin's screens.
+const TOUCHED: [&str; 10] = [
+    "home.phone",
+    "phone.key.0",
+    "phone.key.1",
+    "phone.key.7",
+    "phone.call",
+    "call.hangup",
+    "nav.home",
+    "home.notes",
+    "notes.new",
+    "nav.back",
+];
 
 #[test]
-fn an_administrator_releases_watches_and_drives_in_a_browser() -> Result<()> {
+fn administrator_help_desk_and_manager_use_the_console_in_a_browser() -> Result<()> {
+    let at = Targets::of_the_handset()?;
+    let places = TOUCHED.map(|name| Ok((name.to_owned(), json!(at.at(name)?))));
+    let targets = Value::Object(places.into_iter().collect::<Result<Map<_, _>>>()?);
     let appliance = Appliance::start()?;
     let phone = DemoPhone::start(&appliance, "HS-0010", None)?;
     appliance.registered(&phone.serial)?;
@@ -20,7 +39,7 @@ fn an_administrator_releases_watches_and_drives_in_a_browser() -> Result<()> {
     std::fs::create_dir_all(&pictures)?;
     let console = Path::new(env!("CARGO_MANIFEST_DIR")).join("../appliance/console");
     let output = Command::new("node")
-        .args(["e2e/console.mjs", &appliance.console(), "admin", &password, &phone.serial])
+        .args(["e2e/console.mjs", &appliance.console(), "admin", &password, &phone.serial, &targets.to_string()])
         .arg(&pictures)
         .current_dir(console)
         .output()

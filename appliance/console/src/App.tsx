@@ -1,107 +1,126 @@
-import { AppShell, Avatar, Burger, Group, Loader, Menu, NavLink, Text, Title, UnstyledButton } from '@mantine/core';
+import { Alert, AppShell, Burger, Center, Group, Loader, NavLink, Title, Tooltip } from '@mantine/core';
 import { useDisclosure } from '@mantine/hooks';
-import { IconChartBar, IconDeviceMobile, IconLogout } from '@tabler/icons-react';
-import { useQuery, useQueryClient } from '@tanstack/react-query';
+import { IconAlertTriangle, IconChartBar, IconDeviceMobile, IconKey, IconPlugConnectedX, IconUsers } from '@tabler/icons-react';
+import { useQuery } from '@tanstack/react-query';
+import { lazy, Suspense } from 'react';
 import { Link, Navigate, Route, Routes, useLocation } from 'react-router';
 
-import { ApiError, logOut, me, type Me } from './api';
+import { ApiError, me, status, type Me, type Role } from './api';
+import classes from './App.module.css';
 import { useLive } from './live';
 import { Login } from './pages/Login';
-import { PhonePage } from './pages/Phone';
 import { Phones } from './pages/Phones';
-import { Reports } from './pages/Reports';
-import { Failure } from './parts/Failure';
+import { Account } from './parts/Account';
+import { Failure, sentence } from './parts/Failure';
 
-const ROLES = { admin: 'Administrator', helpdesk: 'Help desk', mai: 'Usage intelligence' };
+// What draws screens and charts is large, and not everybody's.
+const PhonePage = lazy(() => import('./pages/Phone'));
+const Usage = lazy(() => import('./usage/Usage'));
+const Enrolment = lazy(() => import('./pages/Enrolment'));
+const Users = lazy(() => import('./pages/Users'));
 
-const SECTIONS = [
+/** How often it is asked whether the appliance is well, in ms: nothing tells. */
+const HEALTH_MS = 30_000;
+
+/** What there is, and for whom. */
+const SECTIONS: { path: string; label: string; icon: typeof IconKey; roles: Role[] }[] = [
   { path: '/phones', label: 'Phones', icon: IconDeviceMobile, roles: ['admin', 'helpdesk'] },
-  { path: '/reports', label: 'Usage', icon: IconChartBar, roles: ['admin', 'mai'] },
+  { path: '/usage', label: 'Usage', icon: IconChartBar, roles: ['admin', 'mai'] },
+  { path: '/enrolment', label: 'Enrolment', icon: IconKey, roles: ['admin'] },
+  { path: '/users', label: 'Users', icon: IconUsers, roles: ['admin'] },
 ];
 
 /** Who is asking decides what there is: nobody sees the login, everybody else the sections of their role. */
 export function App() {
-  const queries = useQueryClient();
   const who = useQuery({ queryKey: ['me'], queryFn: me, staleTime: Infinity });
-  if (who.isPending) return <Loader m="xl" />;
-  if (who.error instanceof ApiError && who.error.status === 401) {
-    return <Login expired={queries.getQueryData(['me']) !== undefined} />;
-  }
-  if (who.error) return <Failure error={who.error} />;
-  return <Shell me={who.data} />;
+  if (who.isPending) return <Waiting />;
+  if (who.error instanceof ApiError && who.error.status === 401) return <Login expired={who.data !== undefined} />;
+  if (who.data) return <Shell me={who.data} />;
+  return (
+    <Center mih="100vh">
+      <Failure error={who.error} retry={who.refetch} />
+    </Center>
+  );
 }
 
 function Shell({ me }: { me: Me }) {
   const [open, { toggle, close }] = useDisclosure();
   const { pathname } = useLocation();
-  useLive();
+  const heard = useLive();
   const sections = SECTIONS.filter((section) => section.roles.includes(me.role));
+  const may = (path: string) => sections.some((section) => section.path === path);
   return (
-    <AppShell header={{ height: 56 }} navbar={{ width: 200, breakpoint: 'sm', collapsed: { mobile: !open } }} padding="lg">
+    <AppShell
+      header={{ height: 56 }}
+      navbar={{ width: { base: 200, sm: 68, lg: 200 }, breakpoint: 'sm', collapsed: { mobile: !open } }}
+      padding="lg"
+    >
       <AppShell.Header>
         <Group h="100%" px="md" justify="space-between">
           <Group gap="sm">
             <Burger opened={open} onClick={toggle} hiddenFrom="sm" size="sm" aria-label="Sections" />
             <img src="/pollux.svg" width={28} height={28} alt="" />
-            <Title order={4}>Pollux</Title>
+            <Title order={4} component="p">
+              Pollux
+            </Title>
           </Group>
-          <User me={me} />
+          <Account me={me} />
         </Group>
       </AppShell.Header>
-      <AppShell.Navbar p="sm">
+      <AppShell.Navbar p="sm" aria-label="Sections">
         {sections.map(({ path, label, icon: Icon }) => (
-          <NavLink
-            key={path}
-            component={Link}
-            to={path}
-            label={label}
-            leftSection={<Icon size={18} />}
-            active={pathname.startsWith(path)}
-            onClick={close}
-          />
+          <Tooltip key={path} label={label} position="right" classNames={{ tooltip: classes.onRail }}>
+            <NavLink
+              component={Link}
+              to={path}
+              label={label}
+              aria-label={label}
+              leftSection={<Icon size={20} />}
+              classNames={{ root: classes.link, body: classes.besideRail }}
+              active={pathname.startsWith(path)}
+              {...(pathname.startsWith(path) && { 'aria-current': 'page' })}
+              onClick={close}
+            />
+          </Tooltip>
         ))}
       </AppShell.Navbar>
-      <AppShell.Main>
-        <Routes>
-          <Route path="/phones" element={<Phones me={me} />} />
-          <Route path="/phones/:id" element={<PhonePage me={me} />} />
-          <Route path="/reports" element={<Reports />} />
-          <Route path="*" element={<Navigate to={sections[0]?.path ?? '/'} replace />} />
-        </Routes>
+      <AppShell.Main className={classes.main}>
+        <Health />
+        {!heard && (
+          <Alert color="yellow" icon={<IconPlugConnectedX />} mb="md" role="status">
+            The appliance cannot be heard just now, so what you see may be old. It is tried again by itself.
+          </Alert>
+        )}
+        <Suspense fallback={<Waiting />}>
+          <Routes>
+            {may('/phones') && <Route path="/phones" element={<Phones me={me} />} />}
+            {may('/phones') && <Route path="/phones/:id/:tab?" element={<PhonePage me={me} />} />}
+            {may('/usage') && <Route path="/usage" element={<Usage me={me} />} />}
+            {may('/enrolment') && <Route path="/enrolment" element={<Enrolment />} />}
+            {may('/users') && <Route path="/users" element={<Users me={me} />} />}
+            <Route path="*" element={<Navigate to={sections[0]?.path ?? '/'} replace />} />
+          </Routes>
+        </Suspense>
       </AppShell.Main>
     </AppShell>
   );
 }
 
-function User({ me }: { me: Me }) {
-  const queries = useQueryClient();
-  const leave = async () => {
-    await logOut();
-    queries.clear();
-    window.location.assign('/');
-  };
+/** Says when the appliance itself is in trouble, such as a full disk. */
+function Health() {
+  const appliance = useQuery({ queryKey: ['status'], queryFn: status, refetchInterval: HEALTH_MS });
+  if (!appliance.data?.trouble) return null;
   return (
-    <Menu position="bottom-end">
-      <Menu.Target>
-        <UnstyledButton aria-label={`Logged in as ${me.user}`}>
-          <Group gap="xs">
-            <Avatar size="sm" color="indigo" name={me.user} />
-            <div>
-              <Text size="sm" lh={1.2}>
-                {me.user}
-              </Text>
-              <Text size="xs" c="dimmed" lh={1.2}>
-                {ROLES[me.role]}
-              </Text>
-            </div>
-          </Group>
-        </UnstyledButton>
-      </Menu.Target>
-      <Menu.Dropdown>
-        <Menu.Item leftSection={<IconLogout size={16} />} onClick={leave}>
-          Log out
-        </Menu.Item>
-      </Menu.Dropdown>
-    </Menu>
+    <Alert color="red" icon={<IconAlertTriangle />} mb="md" role="alert" title="Nothing is accepted from phones">
+      {sentence(appliance.data.trouble)} The phones keep what happens on them, and send it when this is mended.
+    </Alert>
+  );
+}
+
+function Waiting() {
+  return (
+    <Center p="xl">
+      <Loader aria-label="Loading" />
+    </Center>
   );
 }

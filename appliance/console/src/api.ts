@@ -14,6 +14,11 @@ export class ApiError extends Error {
 
 /** Asks the API; the reply's JSON, or undefined where there is none. Throws {@link ApiError}. */
 export async function ask<T>(method: string, path: string, body?: unknown): Promise<T> {
+  return (await json(await reach(method, path, body))) as T;
+}
+
+/** The answer to a request, if it is a success. */
+async function reach(method: string, path: string, body?: unknown): Promise<Response> {
   let reply: Response;
   try {
     reply = await fetch(path, {
@@ -22,13 +27,17 @@ export async function ask<T>(method: string, path: string, body?: unknown): Prom
       body: body === undefined ? null : JSON.stringify(body),
     });
   } catch {
-    throw new ApiError(0, 'unreachable', 'The appliance does not answer.', 'Check that it runs, then try again.');
+    throw new ApiError(0, 'unreachable', 'The appliance does not answer', 'Check that it runs, then try again');
   }
+  if (reply.ok) return reply;
+  const told = (await json(reply)) as { error?: { code: string; message: string; advice: string | null } } | undefined;
+  const { code = 'unknown', message = reply.statusText, advice = null } = told?.error ?? {};
+  throw new ApiError(reply.status, code, message, advice);
+}
+
+async function json(reply: Response): Promise<unknown> {
   const text = await reply.text();
-  const json: unknown = text && reply.headers.get('content-type')?.includes('json') ? JSON.parse(text) : undefined;
-  if (reply.ok) return json as T;
-  const error = (json as { error?: { code: string; message: string; advice: string | null } } | undefined)?.error;
-  throw new ApiError(reply.status, error?.code ?? 'unknown', error?.message ?? reply.statusText, error?.advice ?? null);
+  return text && reply.headers.get('content-type')?.includes('json') ? JSON.parse(text) : undefined;
 }
 
 export type Role = 'helpdesk' | 'admin' | 'mai';
@@ -42,6 +51,31 @@ export interface Me {
 export const me = () => ask<Me>('GET', '/api/me');
 export const logIn = (user: string, password: string) => ask<Me>('POST', '/api/login', { user, password });
 export const logOut = () => ask<void>('POST', '/api/logout');
+/** Ends all logins of who asks, this one too. */
+export const changeOwnPassword = (old: string, fresh: string) => ask<void>('POST', '/api/me/password', { old, new: fresh });
+
+export interface User {
+  name: string;
+  role: Role;
+  created_at: string;
+}
+
+export const users = () => ask<{ users: User[] }>('GET', '/api/users').then((reply) => reply.users);
+export const addUser = (name: string, role: Role, password: string) => ask<User>('POST', '/api/users', { name, role, password });
+/** Changes role, password or both; the user's logins end. */
+export const changeUser = (name: string, change: { role?: Role; password?: string }) => ask<User>('PATCH', `/api/users/${name}`, change);
+export const removeUser = (name: string) => ask<void>('DELETE', `/api/users/${name}`);
+
+/** The appliance itself, as far as the console tells of it. */
+export interface Status {
+  version: string;
+  /** Where it listens for phones: an address, or all of them, and a port. */
+  sync_address: string;
+  /** Why nothing is accepted from phones, if so: their journals keep it meanwhile. */
+  trouble: string | null;
+}
+
+export const status = () => ask<Status>('GET', '/api/status');
 
 export type Standing = 'quarantined' | 'released';
 export type TwinState = 'stopped' | 'starting' | 'running' | 'parking' | 'parked' | 'failed';
@@ -53,6 +87,8 @@ export interface Twin {
   position: number;
   restarts: number;
   pid: number | null;
+  /** How its machine ended last, if it ever did by itself since the appliance started. */
+  last_end: { at: string; how: string; last_words: string } | null;
 }
 
 export interface Lease {
@@ -78,6 +114,13 @@ export interface Sync {
   trouble: string | null;
 }
 
+/** Who uses a phone, and on whose network; empty where nobody has said. */
+export interface Assignment {
+  person: string;
+  department: string;
+  carrier: string;
+}
+
 export interface Phone {
   id: string;
   serial: string;
@@ -87,6 +130,7 @@ export interface Phone {
   image: string;
   architecture: string;
   agent_version: string;
+  assignment: Assignment;
   standing: Standing;
   reason: string;
   changed_by: string | null;
@@ -95,6 +139,7 @@ export interface Phone {
   last_seen_at: string | null;
   connected: boolean;
   sync: Sync;
+  usage_trouble: string | null;
   twin: Twin;
   lease: Lease | null;
   conflicts: number;
@@ -107,15 +152,19 @@ export const phones = () => ask<{ phones: Phone[] }>('GET', '/api/phones').then(
 export const phone = (id: string) => ask<Phone>('GET', phoneAt(id));
 export const release = (id: string, reason: string) => ask<Phone>('POST', `${phoneAt(id)}/release`, { reason });
 export const quarantine = (id: string, reason: string) => ask<Phone>('POST', `${phoneAt(id)}/quarantine`, { reason });
+export const assign = (id: string, assignment: Assignment) => ask<Assignment>('PUT', `${phoneAt(id)}/assignment`, assignment);
 export const prove = (id: string) => ask<void>('POST', `${phoneAt(id)}/prove`);
 
 export type TwinAction = 'start' | 'park' | 'stop';
 export const actOnTwin = (id: string, action: TwinAction) => ask<Twin>('POST', `${phoneAt(id)}/twin/${action}`);
 export const takeLead = (id: string) => ask<Lease>('PUT', `${phoneAt(id)}/drive`);
 export const giveLeadBack = (id: string) => ask<void>('DELETE', `${phoneAt(id)}/drive`);
+/** Types on the twin, and so on its phone; needs the lead. */
+export const typeText = (id: string, text: string) => ask<void>('POST', `${phoneAt(id)}/drive/input`, { actions: [{ text }] });
 
 /** Where the screen of a twin, or of a demo phone, can be watched: RFB over a WebSocket. */
-export const screenAt = (id: string, whose: 'twin' | 'demo') => `wss://${window.location.host}${phoneAt(id)}/${whose}/screen`;
+export const screenAt = (id: string, whose: 'twin' | 'demo') =>
+  `${window.location.origin.replace(/^http/, 'ws')}${phoneAt(id)}/${whose}/screen`;
 
 export interface LogEvent {
   position: number;
@@ -141,10 +190,17 @@ export interface FileEntry {
   target: string | null;
 }
 
+/** As of a position of the phone's log, or now. */
+const asOf = (position: number | null) => (position === null ? '' : `&position=${position}`);
+
 /** A directory's entries; `path` is percent-encoded as the API gives it. */
-export const files = (id: string, path: string) =>
-  ask<{ path: string; position: number; entries: FileEntry[] }>('GET', `${phoneAt(id)}/files?path=${path}`);
-export const fileAt = (id: string, path: string) => `${phoneAt(id)}/files/content?path=${path}`;
+export const files = (id: string, path: string, position: number | null) =>
+  ask<{ path: string; position: number; entries: FileEntry[] }>('GET', `${phoneAt(id)}/files?path=${path}${asOf(position)}`);
+/** Where a file can be downloaded. */
+export const fileAt = (id: string, path: string, position: number | null) => `${phoneAt(id)}/files/content?path=${path}${asOf(position)}`;
+/** A file's bytes. Throws {@link ApiError}. */
+export const content = (id: string, path: string, position: number | null) =>
+  reach('GET', fileAt(id, path, position)).then((reply) => reply.blob());
 
 export interface Conflict {
   id: number;
@@ -171,7 +227,10 @@ export interface Code {
 }
 
 export const codes = () => ask<{ codes: Code[] }>('GET', '/api/codes').then((reply) => reply.codes);
-export const newCode = (note: string) => ask<Code & { code: string; ca_sha256: string }>('POST', '/api/codes', { note });
+/** A code as it is made: the only time that it is told. */
+export type NewCode = Code & { code: string; ca_sha256: string };
+
+export const newCode = (note: string, hours: number) => ask<NewCode>('POST', '/api/codes', { note, expires_in_hours: hours });
 export const deleteCode = (id: string) => ask<void>('DELETE', `/api/codes/${id}`);
 
 export interface Report {

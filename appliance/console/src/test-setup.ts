@@ -1,5 +1,9 @@
-// What jsdom lacks and Mantine asks for.
+// What jsdom lacks and the console asks for.
+import { configure } from '@testing-library/react';
 import { vi } from 'vitest';
+
+// A busy machine is slow, and no test is about speed.
+configure({ asyncUtilTimeout: 60_000 });
 
 window.matchMedia = vi.fn().mockImplementation((query: string) => ({
   matches: false,
@@ -13,3 +17,5 @@ window.ResizeObserver = class {
   unobserve() {}
   disconnect() {}
 };
+
+Element.prototype.scrollIntoView = () => {};

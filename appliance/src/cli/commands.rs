@@ -139,7 +139,7 @@ pub(super) async fn phones(client: &Client, command: PhonesCommand, json_wanted:
     match command {
         PhonesCommand::List => {
             let reply = client.get("/api/phones").await?;
-            let columns = ["serial", "id", "model", "standing", "connected", "sync.applied", "twin.state"];
+            let columns = ["serial", "id", "model", "assignment.person", "standing", "connected", "sync.applied", "twin.state"];
             show_list(&reply, "phones", &columns, json_wanted)
         }
         PhonesCommand::Show { phone } => show(&client.get(&format!("/api/phones/{}", segment(&phone))).await?),
@@ -213,8 +213,7 @@ pub(super) async fn twin(client: &Client, command: TwinCommand, json_wanted: boo
             std::fs::write(&file, picture).with_context(|| format!("cannot write {}", file.display()))
         }
         TwinCommand::Console { phone } => {
-            let printed = client.download(&path(&phone, "/console")).await?.text().await?;
-            printed.lines().for_each(|line| println!("{}", table::plain(line)));
+            print!("{}", client.download(&path(&phone, "/console")).await?.text().await?);
             Ok(())
         }
     }
@@ -264,7 +263,7 @@ pub(super) async fn log(
             if json_wanted {
                 println!("{event}");
             } else {
-                let field = |key: &str| table::plain(&text(&event[key]));
+                let field = |key: &str| text(&event[key]);
                 println!("{:>8}  {}  {:<8} {:<8} {}", field("position"), field("at"), field("origin"), field("kind"), field("summary"));
             }
         }
@@ -299,10 +298,6 @@ pub(super) async fn report(client: &Client, command: ReportCommand, json_wanted:
             let row = |row: &Value| columns.iter().zip(list(row)).map(|(name, cell)| ((*name).to_owned(), cell.clone())).collect();
             let rows: Vec<Value> = list(&answer["rows"]).iter().map(|cells| Value::Object(row(cells))).collect();
             print!("{}", table::render(&columns, &rows));
-            for unread in list(&answer["unread"]) {
-                let field = |key: &str| table::plain(&text(&unread[key]));
-                eprintln!("not all is in it of {} ({}): {}", field("person"), field("phone"), field("trouble"));
-            }
             Ok(())
         }
     }

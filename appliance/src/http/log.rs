@@ -123,8 +123,9 @@ fn describe(kind: &Kind) -> (EventKind, String, serde_json::Value) {
                         Content::Directory => ("directory", 0),
                         Content::Symlink { target } => ("link", target.len() as u64),
                     };
+                    let length = if what == "file" { format!(" ({size} bytes)") } else { String::new() };
                     (
-                        format!("{what} {} ({size} bytes)", change.path),
+                        format!("{what} {}{length}", change.path),
                         json!({"op": "put", "kind": what, "size": size, "mode": node.mode, "uid": node.uid, "gid": node.gid}),
                     )
                 }

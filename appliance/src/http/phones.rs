@@ -12,6 +12,7 @@ use super::error::{ApiError, ApiResult, blocking};
 use super::login::Anyone;
 use super::twins::TwinView;
 use super::views::time_of_us;
+use crate::intelligence::Assignment;
 use crate::phones::{Phone, Standing};
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -30,6 +31,8 @@ pub(super) struct PhoneView {
     image: String,
     architecture: String,
     agent_version: String,
+    /// Who uses it.
+    assignment: Assignment,
     standing: Standing,
     /// Why it stands so.
     reason: String,
@@ -82,7 +85,13 @@ pub(super) struct ProofView {
 }
 
 impl PhoneView {
-    pub(super) async fn of(services: &Services, phone: Phone) -> PhoneView {
+    pub(super) async fn read(services: &Services, phone: Phone) -> Result<PhoneView, ApiError> {
+        let (intelligence, id) = (services.intelligence.clone(), phone.id.clone());
+        let assignment = blocking(move || intelligence.assignment(&id)).await?;
+        Ok(PhoneView::of(services, phone, assignment))
+    }
+
+    fn of(services: &Services, phone: Phone, assignment: Assignment) -> PhoneView {
         let id = &phone.id;
         let progress = services.replays.progress(id);
         let demo_screen = services.demo_socket(&phone).is_some();
@@ -116,6 +125,7 @@ impl PhoneView {
             image: description.image,
             architecture: description.architecture,
             agent_version: description.agent_version,
+            assignment,
             standing: phone.standing,
             reason: phone.reason,
             changed_by: phone.by.map(|user| user.to_string()),
@@ -137,18 +147,19 @@ pub(super) struct StatusView {
     phones: HashMap<&'static str, usize>,
     twins_running: usize,
     twins_running_max: usize,
-    /// Why nothing is accepted from phones, if so: their journals keep it meanwhile.
-    trouble: Option<String>,
 }
 
 /// All phones, by serial.
 #[utoipa::path(get, path = "/api/phones", tag = "phones", responses((status = 200, body = PhoneList)))]
 pub(super) async fn list(State(services): State<Services>, _: Anyone) -> ApiResult<PhoneList> {
-    let mut phones = Vec::new();
-    for phone in services.phones.list() {
-        phones.push(PhoneView::of(&services, phone).await);
-    }
-    Ok(Json(PhoneList { phones }))
+    let intelligence = services.intelligence.clone();
+    let phones = services.phones.list();
+    let assigned = blocking(move || {
+        let with = |phone: Phone| intelligence.assignment(&phone.id).map(|assignment| (phone, assignment));
+        phones.into_iter().map(with).collect::<Result<Vec<_>, _>>()
+    });
+    let phones = assigned.await?.into_iter().map(|(phone, assignment)| PhoneView::of(&services, phone, assignment));
+    Ok(Json(PhoneList { phones: phones.collect() }))
 }
 
 /// One phone.
@@ -161,7 +172,7 @@ pub(super) async fn show(
     Path(phone): Path<String>,
 ) -> ApiResult<PhoneView> {
     let phone = services.phones.find(&phone)?;
-    Ok(Json(PhoneView::of(&services, phone).await))
+    Ok(Json(PhoneView::read(&services, phone).await?))
 }
 
 /// Ask the phone for its root hash and compare it with the flash's. The outcome appears in the phone's `sync.proof`.
@@ -172,7 +183,7 @@ pub(super) async fn prove(
     State(services): State<Services>,
     _: super::login::Operator,
     Path(phone): Path<String>,
-) -> Result<axum::http::StatusCode, super::error::ApiError> {
+) -> Result<axum::http::StatusCode, ApiError> {
     let phone = services.phones.find(&phone)?;
     services.commands.ask_root(&phone.id).await?;
     Ok(axum::http::StatusCode::ACCEPTED)
@@ -189,8 +200,6 @@ pub(super) async fn status(State(services): State<Services>, _: Anyone) -> ApiRe
         ("quarantined", count(Standing::Quarantined)),
         ("connected", connected),
     ]);
-    let health = services.health.clone();
-    let trouble = blocking(move || Ok::<_, ApiError>(health.trouble())).await?;
     Ok(Json(StatusView {
         version: env!("CARGO_PKG_VERSION"),
         started_at: time_of_us(services.started_us),
@@ -199,7 +208,6 @@ pub(super) async fn status(State(services): State<Services>, _: Anyone) -> ApiRe
         phones,
         twins_running: services.twins.running(),
         twins_running_max: services.twins.running_max(),
-        trouble,
     }))
 }
 

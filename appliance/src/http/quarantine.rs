@@ -104,7 +104,7 @@ pub(super) async fn release(
     note(&decision.reason)?;
     let quarantine = services.quarantine.clone();
     let released = blocking(move || quarantine.release(&phone, &decision.reason, &login.user)).await?;
-    Ok(Json(PhoneView::of(&services, released).await))
+    Ok(Json(PhoneView::read(&services, released).await?))
 }
 
 /// Put a phone into quarantine: its stream is closed, its twin stopped, and nothing but registration accepted from it.
@@ -121,7 +121,7 @@ pub(super) async fn quarantine(
     note(&decision.reason)?;
     let quarantine = services.quarantine.clone();
     let confined = blocking(move || quarantine.confine(&phone, &decision.reason, &login.user)).await?;
-    Ok(Json(PhoneView::of(&services, confined).await))
+    Ok(Json(PhoneView::read(&services, confined).await?))
 }
 
 /// All enrolment codes, newest first.

@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 use super::PAGE_EVENTS;
 use super::decide::{self, Beginning, Moment, Rhythm};
 use crate::flashes::TwinFlash;
+use crate::live::{Live, Notice};
 use crate::log::PhoneLogs;
 use crate::twin::{Control, TwinStatus};
 
@@ -40,6 +41,8 @@ pub struct Feeder {
     pub beginning: Beginning,
     /// `fed` is written here.
     pub status: watch::Sender<TwinStatus>,
+    /// Told whenever the machine has caught up with the log.
+    pub live: Live,
 }
 
 /// How far a machine was fed.
@@ -94,6 +97,7 @@ impl Feeder {
                 Err(_) => return,
             };
             if page.is_empty() {
+                self.live.tell(Notice::Twin { phone: self.phone.clone() });
                 let more = async { grown.changed().await.is_ok() };
                 tokio::select! {
                     () = stop.cancelled() => return,

@@ -1,97 +1,162 @@
-import { ActionIcon, Anchor, Breadcrumbs, Center, Loader, Paper, Stack, Table, Text } from '@mantine/core';
-import { IconDownload, IconFile, IconFolder, IconLink } from '@tabler/icons-react';
+import { ActionIcon, Alert, Anchor, Breadcrumbs, Center, Group, Loader, Stack, Text, Tooltip } from '@mantine/core';
+import { IconDownload, IconFile, IconFolder, IconFolderOpen, IconHistory, IconLink } from '@tabler/icons-react';
 import { useQuery } from '@tanstack/react-query';
 import { useState } from 'react';
+import { useSearchParams } from 'react-router';
 
 import { fileAt, files, type FileEntry, type Phone } from '../api';
+import { DataTable, type Column } from '../parts/DataTable';
+import { Empty } from '../parts/Empty';
 import { Failure } from '../parts/Failure';
+import { readable } from '../parts/paths';
+import { Preview, PREVIEW_BYTES_MAX } from '../parts/Preview';
 import { Ago } from '../parts/times';
+import { size } from '../parts/units';
 
-const UNITS = ['B', 'KiB', 'MiB', 'GiB'];
-
-/** A size people can read. */
-export function size(bytes: number): string {
-  const power = Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), UNITS.length - 1);
-  return `${(bytes / 1024 ** power).toLocaleString('en', { maximumFractionDigits: power ? 1 : 0 })} ${UNITS[power]}`;
-}
-
-/** The phone's files as its twin has them. Paths are percent-encoded as the API gives them, so any name works. */
+/** The phone's files as its twin has them, now or as of a position of the log. Paths are percent-encoded as the API gives them, so any name works. */
 export function Files({ phone }: { phone: Phone }) {
-  const [path, open] = useState('/');
-  const listing = useQuery({ queryKey: ['files', phone.id, path], queryFn: () => files(phone.id, path), placeholderData: (old) => old });
+  const [parameters, setParameters] = useSearchParams();
+  const path = parameters.get('path') ?? '/';
+  const at = parameters.get('at');
+  const position = at === null ? null : Number(at);
+  const [shown, show] = useState<string | null>(null);
+  const listing = useQuery({
+    queryKey: ['files', phone.id, path, position],
+    queryFn: () => files(phone.id, path, position),
+    placeholderData: (old) => old,
+  });
+  const go = (to: string, as: string | null) => setParameters({ path: to, ...(as !== null && { at: as }) });
+  const open = (entry: FileEntry) => {
+    if (entry.kind === 'directory') go(entry.path, at);
+    else if (previewable(entry)) show(entry.path);
+  };
   const parts = path.split('/').filter(Boolean);
   return (
     <Stack>
-      <Breadcrumbs>
-        <Anchor onClick={() => open('/')}>{phone.serial}</Anchor>
+      {at !== null && (
+        <Alert color="blue" icon={<IconHistory />}>
+          <Group justify="space-between">
+            <Text size="sm">The files as they were at event {Number(at).toLocaleString()} of the log.</Text>
+            <Anchor component="button" size="sm" onClick={() => go(path, null)}>
+              Show them as they are now
+            </Anchor>
+          </Group>
+        </Alert>
+      )}
+      <Breadcrumbs style={{ flexWrap: 'wrap' }}>
+        <Anchor component="button" onClick={() => go('/', at)}>
+          {phone.serial}
+        </Anchor>
         {parts.map((part, depth) => (
-          <Anchor key={depth} onClick={() => open(`/${parts.slice(0, depth + 1).join('/')}`)}>
+          <Anchor component="button" key={depth} onClick={() => go(`/${parts.slice(0, depth + 1).join('/')}`, at)}>
             {readable(part)}
           </Anchor>
         ))}
       </Breadcrumbs>
-      {listing.isPending && <Loader />}
-      <Failure error={listing.error} />
-      {listing.data && (
-        <Paper withBorder>
-          {listing.data.entries.length === 0 ? (
-            <Center p="xl">
-              <Text c="dimmed">This folder is empty.</Text>
-            </Center>
-          ) : (
-            <Table highlightOnHover verticalSpacing={6}>
-              <Table.Tbody>
-                {listing.data.entries.map((entry) => (
-                  <Entry key={entry.path} phone={phone} entry={entry} open={open} />
-                ))}
-              </Table.Tbody>
-            </Table>
-          )}
-        </Paper>
+      <Failure error={listing.error} retry={listing.refetch} />
+      {listing.isPending && (
+        <Center p="xl">
+          <Loader aria-label="Loading files" />
+        </Center>
       )}
+      {listing.data && !listing.error && listing.data.entries.length === 0 && <Empty icon={IconFolderOpen} title="This folder is empty" />}
+      {listing.data && !listing.error && listing.data.entries.length > 0 && (
+        <DataTable
+          label={`Files in ${readable(path)}`}
+          noun="item"
+          rows={listing.data.entries}
+          columns={columns(phone, position, open)}
+          rowKey={(entry) => entry.path}
+          onRow={open}
+        />
+      )}
+      {shown !== null && <Preview phone={phone} path={shown} position={position} onClose={() => show(null)} />}
     </Stack>
   );
 }
 
-function Entry({ phone, entry, open }: { phone: Phone; entry: FileEntry; open: (path: string) => void }) {
-  const folder = entry.kind === 'directory';
-  const Icon = folder ? IconFolder : entry.target === null ? IconFile : IconLink;
+function previewable(entry: FileEntry): boolean {
+  return entry.kind === 'file' && entry.size <= PREVIEW_BYTES_MAX;
+}
+
+/** `-rw-r--r--`, as people who know it read it. */
+export function permissions(mode: number): string {
+  return [6, 3, 0].map((shift) => ['r', 'w', 'x'].map((letter, bit) => ((mode >> shift) & (4 >> bit) ? letter : '-')).join('')).join('');
+}
+
+function columns(phone: Phone, position: number | null, open: (entry: FileEntry) => void): Column<FileEntry>[] {
+  return [
+    {
+      label: 'Name',
+      // Folders first.
+      sort: (entry) => `${entry.kind === 'directory' ? 0 : 1}${entry.name}`,
+      show: (entry) => <Name entry={entry} open={open} />,
+    },
+    { label: 'Size', align: 'right', width: 110, sort: (entry) => (entry.kind === 'file' ? entry.size : null), show: (entry) => entry.kind === 'file' && size(entry.size) },
+    {
+      label: 'Rights',
+      width: 150,
+      show: (entry) => (
+        <Tooltip label={`owner ${entry.uid}, group ${entry.gid}`}>
+          <Text span size="xs" ff="monospace">
+            {permissions(entry.mode)}
+          </Text>
+        </Tooltip>
+      ),
+    },
+    { label: 'Changed', width: 150, sort: (entry) => entry.modified_at, show: (entry) => <Ago time={entry.modified_at} /> },
+    {
+      label: '',
+      width: 50,
+      show: (entry) =>
+        entry.kind === 'file' && (
+          <Tooltip label="Download">
+            <ActionIcon
+              component="a"
+              href={fileAt(phone.id, entry.path, position)}
+              size="sm"
+              variant="subtle"
+              aria-label={`Download ${entry.name}`}
+              onClick={(event) => event.stopPropagation()}
+            >
+              <IconDownload size={16} />
+            </ActionIcon>
+          </Tooltip>
+        ),
+    },
+  ];
+}
+
+function Name({ entry, open }: { entry: FileEntry; open: (entry: FileEntry) => void }) {
+  const Icon = entry.kind === 'directory' ? IconFolder : entry.target === null ? IconFile : IconLink;
+  const opens = entry.kind === 'directory' || previewable(entry);
   return (
-    <Table.Tr style={folder ? { cursor: 'pointer' } : {}} onClick={folder ? () => open(entry.path) : undefined}>
-      <Table.Td w={40}>
-        <Icon size={18} style={{ display: 'block' }} opacity={0.7} />
-      </Table.Td>
-      <Table.Td>
-        {entry.name}
+    <Group gap="sm" wrap="nowrap">
+      <Icon size={18} opacity={0.7} aria-hidden style={{ flexShrink: 0 }} />
+      <Text span size="sm" style={{ wordBreak: 'break-all' }}>
+        {opens ? (
+          <Anchor
+            component="button"
+            inherit
+            ta="left"
+            c="inherit"
+            onClick={(event) => {
+              event.stopPropagation();
+              open(entry);
+            }}
+          >
+            {entry.name}
+          </Anchor>
+        ) : (
+          entry.name
+        )}
         {entry.target !== null && (
-          <Text span c="dimmed">
+          <Text span inherit c="dimmed">
             {' '}
             → {readable(entry.target)}
           </Text>
         )}
-      </Table.Td>
-      <Table.Td ta="right" w={110}>
-        {folder ? '' : size(entry.size)}
-      </Table.Td>
-      <Table.Td w={160}>
-        <Ago time={entry.modified_at} />
-      </Table.Td>
-      <Table.Td w={50}>
-        {!folder && entry.target === null && (
-          <ActionIcon component="a" href={fileAt(phone.id, entry.path)} variant="subtle" aria-label={`Download ${entry.name}`}>
-            <IconDownload size={16} />
-          </ActionIcon>
-        )}
-      </Table.Td>
-    </Table.Tr>
+      </Text>
+    </Group>
   );
-}
-
-/** Percent-encoded bytes for people: as text where they are UTF-8, else as they are. */
-export function readable(encoded: string): string {
-  try {
-    return decodeURIComponent(encoded);
-  } catch {
-    return encoded;
-  }
 }

@@ -1,4 +1,4 @@
-import { Alert, Button, Center, Group, Paper, PasswordInput, Stack, TextInput, Title } from '@mantine/core';
+import { Alert, Button, Center, Group, Paper, PasswordInput, Stack, Text, TextInput, Title } from '@mantine/core';
 import { useMutation, useQueryClient } from '@tanstack/react-query';
 import { type FormEvent, useState } from 'react';
 
@@ -12,22 +12,34 @@ export function Login({ expired }: { expired: boolean }) {
   const [password, setPassword] = useState('');
   const login = useMutation({
     mutationFn: () => logIn(user, password),
-    onSuccess: (me) => queries.setQueryData(['me'], me),
+    onSuccess: (me) => {
+      // What somebody else has seen is not for this one.
+      queries.removeQueries({ predicate: (query) => query.queryKey[0] !== 'me' });
+      queries.setQueryData(['me'], me);
+    },
   });
   const submit = (event: FormEvent) => {
     event.preventDefault();
     login.mutate();
   };
   return (
-    <Center mih="100vh" p="md">
-      <Paper withBorder shadow="sm" p="xl" w={380}>
+    <Center mih="100vh" p="md" component="main" bg="light-dark(var(--mantine-color-gray-0), var(--mantine-color-dark-8))">
+      <title>Log in · Pollux</title>
+      <Paper shadow="sm" p="xl" w={400}>
         <form onSubmit={submit}>
           <Stack>
             <Group gap="sm">
-              <img src="/pollux.svg" width={36} height={36} alt="" />
-              <Title order={2}>Pollux</Title>
+              <img src="/pollux.svg" width={40} height={40} alt="" />
+              <div>
+                <Title order={1} fz="h2" lh={1.1}>
+                  Pollux
+                </Title>
+                <Text size="sm" c="dimmed">
+                  Living twins of your phones
+                </Text>
+              </div>
             </Group>
-            {expired && !login.isError && <Alert color="yellow">Your login has expired.</Alert>}
+            {expired && !login.isError && <Alert color="yellow">Your login has ended. Log in again to go on where you were.</Alert>}
             <TextInput
               label="User"
               value={user}

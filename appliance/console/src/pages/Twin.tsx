@@ -1,176 +1,144 @@
-import { Alert, Button, Group, Paper, Stack, Table, Text } from '@mantine/core';
-import { IconHandClick, IconPlayerPause, IconPlayerPlay, IconPlayerStop, IconScale } from '@tabler/icons-react';
+import { Button, Code, Group, Loader, Paper, Stack, Text } from '@mantine/core';
+import { IconCircleCheck, IconPlayerPause, IconPlayerPlay, IconPlayerStop } from '@tabler/icons-react';
 import { useMutation, useQueryClient } from '@tanstack/react-query';
-import { useEffect, useState } from 'react';
+import { type ReactNode, useState } from 'react';
 
-import { actOnTwin, giveLeadBack, prove, screenAt, takeLead, type Me, type Phone, type TwinAction } from '../api';
+import { actOnTwin, screenAt, type Me, type Phone, type TwinAction } from '../api';
 import { Confirm } from '../parts/Confirm';
+import { Facts, twinProgress } from '../parts/Facts';
 import { Failure } from '../parts/Failure';
+import { Lead, leads } from '../parts/Lead';
 import { Screen } from '../parts/Screen';
 import { Ago } from '../parts/times';
-
-/** How often a held lease is renewed, in ms: well within its life on the appliance. */
-const RENEW_MS = 10_000;
+import { count } from '../parts/units';
+import classes from './Twin.module.css';
 
 /** The twin's screen - beside the phone's own where it is a demo phone - and who leads. */
 export function Twin({ phone, me }: { phone: Phone; me: Me }) {
-  const mine = phone.lease?.operator === me.user;
   const running = phone.twin.state === 'running';
+  const mine = leads(phone, me);
   return (
-    <Group align="flex-start" gap="xl">
-      {phone.demo_screen && <Screen url={screenAt(phone.id, 'demo')} live={false} label="Phone" />}
-      {running ? (
-        <Screen url={screenAt(phone.id, 'twin')} live={mine} label="Twin" />
-      ) : (
-        phone.standing === 'released' && <NoTwin phone={phone} />
-      )}
-      <Stack w={380}>
-        <Lead phone={phone} me={me} mine={mine} />
-        <Facts phone={phone} />
-      </Stack>
+    <div className={classes.page}>
+      <div className={classes.screens}>
+        {phone.demo_screen && (
+          <Screen label="Phone" note="A demo phone: touch it as its user would" url={screenAt(phone.id, 'demo')} live />
+        )}
+        <Screen label="Twin" note={<Following phone={phone} mine={mine} />} url={running ? screenAt(phone.id, 'twin') : null} live={mine} led={mine}>
+          <NotRunning phone={phone} />
+        </Screen>
+      </div>
+      <div className={classes.side}>
+        <div className={classes.control}>
+          <Lead phone={phone} me={me} />
+          <Machine phone={phone} />
+        </div>
+        <Facts phone={phone} me={me} />
+      </div>
+    </div>
+  );
+}
+
+/** How the twin is doing, under its name. */
+function Following({ phone, mine }: { phone: Phone; mine: boolean }) {
+  const { twin, sync } = phone;
+  if (twin.state !== 'running') return twinProgress(phone);
+  const caughtUp = twin.position >= sync.position;
+  return (
+    <Group gap={4} justify="center" component="span">
+      {caughtUp ? <IconCircleCheck size={14} color="var(--mantine-color-teal-6)" /> : <Loader size={12} aria-label="Catching up" />}
+      {twinProgress(phone)}
+      {mine && ' · your keys and touches act here'}
     </Group>
   );
 }
 
-function NoTwin({ phone }: { phone: Phone }) {
+function NotRunning({ phone }: { phone: Phone }) {
+  const { twin, sync, standing } = phone;
+  if (twin.state === 'starting' || twin.state === 'parking') return <Loader color="gray" aria-label={`The twin is ${twin.state}`} />;
+  const hint = () => {
+    if (standing === 'quarantined') return 'A phone in quarantine has no running twin.';
+    if (twin.detail) return twin.detail;
+    if (!sync.complete) return 'Its files are still being received; the twin starts by itself when they are here.';
+    return twin.state === 'parked' ? 'It goes on where it was.' : 'Start it to see its screen.';
+  };
   return (
-    <Paper withBorder w={380} p="xl">
-      <Stack>
-        <Text fw={600}>The twin is {phone.twin.state}</Text>
-        <Text size="sm" c="dimmed">
-          {phone.twin.detail || (phone.sync.complete ? 'Start it to see its screen.' : 'Its flash is still being received.')}
-        </Text>
-        <TwinButton phone={phone} action="start" icon={<IconPlayerPlay size={16} />} label="Start the twin" />
-      </Stack>
-    </Paper>
+    <Stack align="center" ta="center" p="md" gap="sm">
+      <Text fw={600}>The twin is {twin.state}</Text>
+      <Text size="sm">{hint()}</Text>
+      {standing === 'released' && (
+        <TwinButton phone={phone} action="start" icon={<IconPlayerPlay size={16} />} label={twin.state === 'parked' ? 'Resume the twin' : 'Start the twin'} />
+      )}
+    </Stack>
   );
 }
 
-function TwinButton({ phone, action, icon, label }: { phone: Phone; action: TwinAction; icon: React.ReactNode; label: string }) {
+/** The twin's machine: how it is, and what can be done to it. */
+function Machine({ phone }: { phone: Phone }) {
   const queries = useQueryClient();
-  const act = useMutation({
-    mutationFn: () => actOnTwin(phone.id, action),
-    onSettled: () => queries.invalidateQueries({ queryKey: ['phones'] }),
-  });
+  const [stopping, stop] = useState(false);
+  const { twin } = phone;
+  if (twin.state !== 'running' && !twin.last_end) return null;
   return (
-    <>
-      <Button variant="default" leftSection={icon} loading={act.isPending || phone.twin.state === 'starting'} onClick={() => act.mutate()}>
-        {label}
-      </Button>
-      <Failure error={act.error} />
-    </>
-  );
-}
-
-function Lead({ phone, me, mine }: { phone: Phone; me: Me; mine: boolean }) {
-  const queries = useQueryClient();
-  const [asking, ask] = useState(false);
-  const refresh = () => queries.invalidateQueries({ queryKey: ['phones'] });
-  const giveBack = useMutation({ mutationFn: () => giveLeadBack(phone.id), onSettled: refresh });
-  const renew = useMutation({ mutationFn: () => takeLead(phone.id), onError: refresh });
-  const { mutate } = renew;
-  useEffect(() => {
-    if (!mine) return;
-    const timer = setInterval(() => mutate(), RENEW_MS);
-    return () => clearInterval(timer);
-  }, [mine, mutate]);
-
-  if (me.role === 'mai' || phone.standing !== 'released') return null;
-  if (phone.lease && !mine) {
-    return <Alert color="grape">{phone.lease.operator} leads this phone now; you can watch.</Alert>;
-  }
-  return (
-    <Paper withBorder p="md">
+    <Paper p="md">
       <Stack gap="sm">
-        <Text fw={600}>{mine ? 'You lead' : 'The phone leads'}</Text>
-        <Text size="sm" c="dimmed">
-          {mine
-            ? 'Keys and touches on the twin act on the phone as well, and so do the files they change.'
-            : 'The twin follows the phone. Take the lead to act on both.'}
-        </Text>
-        {mine ? (
-          <Button color="grape" variant="light" loading={giveBack.isPending} onClick={() => giveBack.mutate()}>
-            Give the lead back
-          </Button>
-        ) : (
-          <Button
-            color="grape"
-            leftSection={<IconHandClick size={16} />}
-            disabled={phone.twin.state !== 'running'}
-            onClick={() => ask(true)}
-          >
-            Take the lead
-          </Button>
+        {twin.state === 'running' && (
+          <>
+            <Text size="sm">
+              The twin started <Ago time={twin.since} />
+              {twin.restarts > 0 && `, after ${count(twin.restarts, 'crash', 'crashes')}`}
+            </Text>
+            <Group grow>
+              <TwinButton phone={phone} action="park" icon={<IconPlayerPause size={16} />} label="Park" />
+              <Button variant="default" leftSection={<IconPlayerStop size={16} />} onClick={() => stop(true)}>
+                Stop
+              </Button>
+            </Group>
+          </>
         )}
-        <Failure error={giveBack.error ?? renew.error} />
-        {phone.twin.state === 'running' && (
-          <Group grow>
-            <TwinButton phone={phone} action="park" icon={<IconPlayerPause size={16} />} label="Park" />
-            <TwinButton phone={phone} action="stop" icon={<IconPlayerStop size={16} />} label="Stop" />
-          </Group>
-        )}
+        {twin.last_end && <LastEnd end={twin.last_end} />}
       </Stack>
-      {asking && (
+      {stopping && (
         <Confirm
-          title="Take the lead?"
-          action="Take the lead"
-          color="grape"
-          onConfirm={() => takeLead(phone.id).then(refresh)}
-          onClose={() => ask(false)}
+          title={`Stop the twin of ${phone.serial}?`}
+          action="Stop the twin"
+          color="red"
+          onConfirm={() => actOnTwin(phone.id, 'stop').then(() => queries.invalidateQueries({ queryKey: ['phone', phone.id] }))}
+          onClose={() => stop(false)}
         >
-          What you do on the twin happens on the phone at once. Its user is told that help desk leads.
+          What its programs had open is forgotten, and the next start boots anew. The phone itself and its files are untouched. To go on later
+          where it is now, park it instead.
         </Confirm>
       )}
     </Paper>
   );
 }
 
-function Facts({ phone }: { phone: Phone }) {
-  const { sync, twin } = phone;
-  const compare = useMutation({ mutationFn: () => prove(phone.id) });
-  const proof = sync.proof;
-  const rows: [string, React.ReactNode][] = [
-    ['Model', phone.model],
-    ['System', `${phone.os} ${phone.os_version}`],
-    ['Image', `${phone.image} (${phone.architecture})`],
-    ['Agent', phone.agent_version],
-    ['Log', `${sync.position.toLocaleString()} events`],
-    ['Flash', sync.applied === sync.position ? 'up to date' : `${(sync.position - sync.applied).toLocaleString()} events behind`],
-    ['Twin', twin.position >= sync.position ? 'up to date' : `${(sync.position - twin.position).toLocaleString()} events behind`],
-    ['Released', <>by {phone.changed_by ?? 'its enrolment code'}, <Ago time={phone.changed_at} /></>],
-  ];
+/** How the machine ended by itself, with what its guest said last, for who looks into it. */
+function LastEnd({ end }: { end: NonNullable<Phone['twin']['last_end']> }) {
   return (
-    <Paper withBorder p="md">
-      <Table verticalSpacing={4} withRowBorders={false}>
-        <Table.Tbody>
-          {rows.map(([name, value]) => (
-            <Table.Tr key={name}>
-              <Table.Td c="dimmed" w={90}>
-                {name}
-              </Table.Td>
-              <Table.Td>{value}</Table.Td>
-            </Table.Tr>
-          ))}
-        </Table.Tbody>
-      </Table>
-      {sync.trouble && (
-        <Alert color="red" mt="sm" title="The flash does not follow">
-          {sync.trouble}
-        </Alert>
-      )}
-      {proof && (
-        <Alert color={proof.equal ? 'teal' : 'red'} mt="sm" title={proof.equal ? 'Proven in sync' : 'Phone and twin differ'}>
-          <Text size="sm">
-            At event {proof.position.toLocaleString()}, <Ago time={proof.at} />: root {proof.flash_root.slice(0, 16)}…
-          </Text>
-        </Alert>
-      )}
-      {phone.connected && (
-        <Button mt="sm" variant="subtle" size="xs" leftSection={<IconScale size={14} />} loading={compare.isPending} onClick={() => compare.mutate()}>
-          Compare with the phone
-        </Button>
-      )}
-      <Failure error={compare.error} />
-    </Paper>
+    <details>
+      <Text component="summary" size="sm" c="dimmed" style={{ cursor: 'pointer' }}>
+        It ended by itself <Ago time={end.at} />: {end.how}
+      </Text>
+      <Code block mt="xs" mah={200} style={{ overflow: 'auto', whiteSpace: 'pre-wrap' }} tabIndex={0}>
+        {end.last_words || 'Its guest said nothing.'}
+      </Code>
+    </details>
+  );
+}
+
+function TwinButton({ phone, action, icon, label }: { phone: Phone; action: TwinAction; icon: ReactNode; label: string }) {
+  const queries = useQueryClient();
+  const act = useMutation({
+    mutationFn: () => actOnTwin(phone.id, action),
+    onSettled: () => queries.invalidateQueries({ queryKey: ['phone', phone.id] }),
+  });
+  return (
+    <>
+      <Button variant="default" leftSection={icon} loading={act.isPending} onClick={() => act.mutate()}>
+        {label}
+      </Button>
+      <Failure error={act.error} />
+    </>
   );
 }
