@@ -213,7 +213,8 @@ pub(super) async fn twin(client: &Client, command: TwinCommand, json_wanted: boo
             std::fs::write(&file, picture).with_context(|| format!("cannot write {}", file.display()))
         }
         TwinCommand::Console { phone } => {
-            print!("{}", client.download(&path(&phone, "/console")).await?.text().await?);
+            let printed = client.download(&path(&phone, "/console")).await?.text().await?;
+            printed.lines().for_each(|line| println!("{}", table::plain(line)));
             Ok(())
         }
     }
@@ -263,7 +264,7 @@ pub(super) async fn log(
             if json_wanted {
                 println!("{event}");
             } else {
-                let field = |key: &str| text(&event[key]);
+                let field = |key: &str| table::plain(&text(&event[key]));
                 println!("{:>8}  {}  {:<8} {:<8} {}", field("position"), field("at"), field("origin"), field("kind"), field("summary"));
             }
         }
@@ -298,6 +299,10 @@ pub(super) async fn report(client: &Client, command: ReportCommand, json_wanted:
             let row = |row: &Value| columns.iter().zip(list(row)).map(|(name, cell)| ((*name).to_owned(), cell.clone())).collect();
             let rows: Vec<Value> = list(&answer["rows"]).iter().map(|cells| Value::Object(row(cells))).collect();
             print!("{}", table::render(&columns, &rows));
+            for unread in list(&answer["unread"]) {
+                let field = |key: &str| table::plain(&text(&unread[key]));
+                eprintln!("not all is in it of {} ({}): {}", field("person"), field("phone"), field("trouble"));
+            }
             Ok(())
         }
     }

@@ -75,9 +75,12 @@ impl ApiError {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
     }
 
-    /// Our own fault, or the host's: the client learns only that much.
+    /// Our own fault, or the host's: the client learns only that much. But of a full disk: an administrator can do something about it.
     pub(super) fn internal(cause: &(dyn std::error::Error + 'static)) -> ApiError {
         error!(cause = %Chain(cause), "request failed");
+        if crate::health::is_disk_full(cause) {
+            return ApiError::unavailable("the appliance's disk is full").advise("free some space on it, then try again");
+        }
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the appliance could not do this")
             .advise("see the appliance's trace for the cause")
     }

@@ -147,6 +147,8 @@ pub(super) struct StatusView {
     phones: HashMap<&'static str, usize>,
     twins_running: usize,
     twins_running_max: usize,
+    /// Why nothing is accepted from phones, if so: their journals keep it meanwhile.
+    trouble: Option<String>,
 }
 
 /// All phones, by serial.
@@ -200,6 +202,8 @@ pub(super) async fn status(State(services): State<Services>, _: Anyone) -> ApiRe
         ("quarantined", count(Standing::Quarantined)),
         ("connected", connected),
     ]);
+    let health = services.health.clone();
+    let trouble = blocking(move || Ok::<_, ApiError>(health.trouble())).await?;
     Ok(Json(StatusView {
         version: env!("CARGO_PKG_VERSION"),
         started_at: time_of_us(services.started_us),
@@ -208,6 +212,7 @@ pub(super) async fn status(State(services): State<Services>, _: Anyone) -> ApiRe
         phones,
         twins_running: services.twins.running(),
         twins_running_max: services.twins.running_max(),
+        trouble,
     }))
 }
 

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::control::MachineEvent;
 use super::decide::{AfterCrash, Crashes, TwinState};
 use super::process::{Folder, Machine, MachineConfig, ProcessError};
-use super::{Inner, Running, TwinError, TwinStatus};
+use super::{End, Inner, Running, TwinError, TwinStatus};
 use crate::flashes::{FlashesError, TwinFlash};
 use crate::live::Notice;
 use crate::phones::{Standing, now_us};
@@ -70,7 +70,7 @@ struct Parked {
 
 enum Happened {
     Asked(Request),
-    Ended(String),
+    Ended(End),
     PhoneRebooted,
     TimeToRestart,
     Stopping,
@@ -89,7 +89,7 @@ impl Keeper {
         loop {
             match self.next(&mut requests).await {
                 Happened::Asked(request) => self.answer(request).await,
-                Happened::Ended(how) => self.crashed(&how).await,
+                Happened::Ended(end) => self.crashed(end).await,
                 Happened::PhoneRebooted => {
                     info!(phone = %self.phone, "the phone booted anew, and so does its twin");
                     self.end().await;
@@ -164,9 +164,11 @@ impl Keeper {
         self.set(TwinState::Failed, &error.to_string());
     }
 
-    async fn crashed(&mut self, how: &str) {
-        warn!(phone = %self.phone, how, "twin ended");
+    async fn crashed(&mut self, end: End) {
+        warn!(phone = %self.phone, how = end.how, last_words = end.last_words, "twin ended");
         self.end().await;
+        let how = end.how.clone();
+        self.status.send_modify(|status| status.last_end = Some(end));
         match self.crashes.crashed(Instant::now(), self.inner.config.restarts_max) {
             AfterCrash::StartAgain { after } => {
                 self.restart_at = Some(tokio::time::Instant::now() + after);
@@ -383,16 +385,18 @@ impl Keeping {
                 }
             };
             tokio::select! {
-                how = self.machine.ended() => return Happened::Ended(how),
+                how = self.machine.ended() => return ended(how, ""),
                 event = self.events.recv() => match event {
                     Ok(event) if event.event == "exit" => {
                         let detail = event.detail.as_ref().and_then(|detail| detail.as_str()).unwrap_or_default();
-                        let first = detail.lines().next().unwrap_or_default();
-                        return Happened::Ended(format!("the guest ended by {} {first}", event.reason).trim_end().to_owned());
+                        let (why, last_words) = detail.split_once('\n').unwrap_or((detail, ""));
+                        let why = why.trim_end_matches(':');
+                        let how = if why.is_empty() { event.reason } else { format!("{}: {why}", event.reason) };
+                        return ended(format!("the guest ended by {how}"), last_words);
                     }
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                     // The connection is gone; so is, or will be, the process.
-                    Err(broadcast::error::RecvError::Closed) => return Happened::Ended(self.machine.ended().await),
+                    Err(broadcast::error::RecvError::Closed) => return ended(self.machine.ended().await, ""),
                 },
                 fed = feeder => {
                     self.feeder = None;
@@ -418,6 +422,10 @@ impl Keeping {
             self.fed = feeder.await.ok();
         }
     }
+}
+
+fn ended(how: String, last_words: &str) -> Happened {
+    Happened::Ended(End { at_us: now_us(), how, last_words: last_words.to_owned() })
 }
 
 type Prepared = (TwinFlash, image_builder::Image, Beginning);
