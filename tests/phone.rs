@@ -36,9 +36,7 @@ fn starts_from_its_disk_to_the_handset() -> Result<()> {
     let disk = folder.path().join("disk");
     image.copy_disk(&disk)?;
     let mut phone = Phone::new(&image, Root::Disk(disk), "pollux.shell=1");
-    phone.network = Network::User {
-        forward: Vec::new(),
-    };
+    phone.network = Network::User;
     let mut phone = Qemu::start(&phone)?;
     phone.wait_console(PROMPT, START)?;
     let printed = shell(

@@ -21,6 +21,7 @@ use serde_json::json;
 use tests::appliance::{Appliance, wait_for};
 use tests::control::Control;
 use tests::demo::DemoPhone;
+use tests::hand::Handheld;
 use tests::targets::Targets;
 
 use crate::samples::Samples;

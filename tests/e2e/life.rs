@@ -4,45 +4,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::appliance::{Appliance, wait_for};
 use tests::demo::DemoPhone;
+use tests::hand::{Handheld, same_screen};
 use tests::targets::Targets;
 
-/// Waits until phone and twin show the same pixels, and returns them.
-fn same_screen(appliance: &Appliance, phone: &mut DemoPhone) -> Result<Vec<u8>> {
-    let serial = phone.serial.clone();
-    let mut last = None;
-    let same = wait_for("the twin's screen to equal the phone's", || {
-        let (own, twin) = (phone.screen()?, appliance.twin_screen(&serial)?);
-        let equal = own == twin;
-        last = Some((own.clone(), twin));
-        Ok(equal.then_some(own))
-    });
-    if let (Err(_), Some((own, twin))) = (&same, &last) {
-        let folder = tempfile::Builder::new().prefix("screens-").tempdir()?.keep();
-        std::fs::write(folder.join("phone.png"), own)?;
-        std::fs::write(folder.join("twin.png"), twin)?;
-        eprintln!("the two screens are in {}", folder.display());
-    }
-    same
-}
-
 fn started(appliance: &Appliance, serial: &str) -> Result<DemoPhone> {
-    let code = appliance.post("/api/codes", json!({"note": serial}))?;
-    let phone = DemoPhone::start(appliance, serial, code["code"].as_str())?;
-    in_mirror(appliance, serial)?;
+    let phone = DemoPhone::start(appliance, serial, Some(&appliance.code(serial)?))?;
+    appliance.in_mirror(serial)?;
     Ok(phone)
-}
-
-/// Waits until the phone streams and its twin runs and follows.
-fn in_mirror(appliance: &Appliance, serial: &str) -> Result<Value> {
-    appliance.registered(serial)?;
-    appliance.phone_when(serial, "to be mirrored", |phone| {
-        phone["connected"] == true && phone["sync"]["complete"] == true && phone["twin"]["state"] == "running"
-    })
-}
-
-fn content(appliance: &Appliance, serial: &str, path: &str) -> Result<String> {
-    let bytes = appliance.bytes(&format!("/api/phones/{serial}/files/content?path={path}"))?;
-    Ok(String::from_utf8(bytes)?)
 }
 
 fn this_month(appliance: &Appliance, report: &str) -> Result<Vec<Value>> {
@@ -68,7 +36,7 @@ fn a_phone_asks_is_released_and_used_and_its_twin_and_reports_follow() -> Result
     appliance.release(serial)?;
     let assignment = json!({"person": "Ada", "department": "Sales", "carrier": "Telekom"});
     appliance.put(&format!("/api/phones/{serial}/assignment"), assignment)?;
-    in_mirror(&appliance, serial)?;
+    appliance.in_mirror(serial)?;
     same_screen(&appliance, &mut phone)?;
 
     // Its user types a note,
@@ -89,9 +57,8 @@ fn a_phone_asks_is_released_and_used_and_its_twin_and_reports_follow() -> Result
     same_screen(&appliance, &mut phone)?;
 
     appliance.proven_in_sync(serial)?;
-    let notes = appliance.get(&format!("/api/phones/{serial}/files?path=/home/user/Notes"))?;
-    let note = notes["entries"][0]["path"].as_str().with_context(|| notes.to_string())?.to_owned();
-    ensure!(content(&appliance, serial, &note)? == "call ben about lisbon", "{notes}");
+    let note = appliance.first_note(serial)?;
+    ensure!(note == "call ben about lisbon", "{note:?}");
 
     let calls = this_month(&appliance, "calls_by_person_and_carrier")?;
     ensure!(calls.len() == 1 && calls[0]["person"] == "Ada" && calls[0]["carrier"] == "Telekom", "{calls:?}");
@@ -128,7 +95,7 @@ fn help_desk_mends_a_mail_setting_and_the_phone_has_it() -> Result<()> {
     }
     same_screen(&appliance, &mut phone)?;
     let written = wait_for("the setting to be on the flash", || {
-        Ok(content(&appliance, serial, "/home/user/.config/pollux/mail.conf").ok())
+        Ok(appliance.content(serial, "/home/user/.config/pollux/mail.conf").ok())
     })?;
     ensure!(written.contains("imap.example.com"), "{written}");
     // The phone's own hash of its files agrees, so the phone has it.
@@ -155,11 +122,10 @@ fn a_phone_that_was_cut_off_converges() -> Result<()> {
     phone.tap_all(&at, "nav.back")?;
     let appliance = down.start()?;
 
-    in_mirror(&appliance, serial)?;
+    appliance.in_mirror(serial)?;
     appliance.proven_in_sync(serial)?;
-    let notes = appliance.get(&format!("/api/phones/{serial}/files?path=/home/user/Notes"))?;
-    let note = notes["entries"][0]["path"].as_str().with_context(|| notes.to_string())?.to_owned();
-    ensure!(content(&appliance, serial, &note)? == "before the cut and after it", "{notes}");
+    let note = appliance.first_note(serial)?;
+    ensure!(note == "before the cut and after it", "{note:?}");
     same_screen(&appliance, &mut phone)?;
     drop(phone);
     appliance.stop()
@@ -173,7 +139,7 @@ fn a_killed_twin_comes_back_with_the_same_screen() -> Result<()> {
     let mut phone = started(&appliance, serial)?;
     phone.tap_all(&at, "home.settings")?;
     let shown = same_screen(&appliance, &mut phone)?;
-    let twin = appliance.get(&format!("/api/phones/{serial}"))?["twin"]["pid"].as_u64().context("the twin is a process")?;
+    let twin = appliance.phone(serial)?["twin"]["pid"].as_u64().context("the twin is a process")?;
     ensure!(std::process::Command::new("kill").args(["-9", &twin.to_string()]).status()?.success());
     appliance.phone_when(serial, "its twin to run again", |phone| {
         phone["twin"]["restarts"].as_u64() > Some(0) && phone["twin"]["state"] == "running"

@@ -160,6 +160,12 @@ impl Appliance {
         &self.sync
     }
 
+    /// The port of [`Appliance::sync`].
+    pub fn sync_port(&self) -> Result<u16> {
+        let (_, port) = self.sync.rsplit_once(':').with_context(|| format!("no port in {}", self.sync))?;
+        Ok(port.parse()?)
+    }
+
     /// What it traced so far.
     pub fn trace(&self) -> String {
         self.process.printed()
@@ -214,19 +220,37 @@ impl Appliance {
         self.send(self.client.delete(format!("{}{path}", self.console()))).map(drop)
     }
 
+    /// A one-time code that enrols a phone.
+    pub fn code(&self, note: &str) -> Result<String> {
+        let made = self.post("/api/codes", json!({"note": note}))?;
+        made["code"].as_str().map(str::to_owned).with_context(|| format!("no code in {made}"))
+    }
+
+    pub fn phone(&self, serial: &str) -> Result<Value> {
+        self.get(&format!("/api/phones/{serial}"))
+    }
+
     /// The phone, once it has told of itself.
     pub fn registered(&self, serial: &str) -> Result<Value> {
-        wait_for(&format!("{serial} to register"), || Ok(self.get(&format!("/api/phones/{serial}")).ok()))
+        wait_for(&format!("{serial} to register"), || Ok(self.phone(serial).ok()))
     }
 
     /// The phone, once `is` holds of it.
     pub fn phone_when(&self, serial: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
         wait_for(&format!("{serial}: {what}"), || {
-            let phone = self.get(&format!("/api/phones/{serial}"))?;
+            let phone = self.phone(serial)?;
             ensure!(phone["sync"]["trouble"].is_null(), "the flash does not follow: {phone}");
             Ok(is(&phone).then_some(phone))
         })
         .with_context(|| self.trace())
+    }
+
+    /// Waits until the phone streams and its twin runs and follows.
+    pub fn in_mirror(&self, serial: &str) -> Result<Value> {
+        self.registered(serial)?;
+        self.phone_when(serial, "to be mirrored", |phone| {
+            phone["connected"] == true && phone["sync"]["complete"] == true && phone["twin"]["state"] == "running"
+        })
     }
 
     pub fn release(&self, serial: &str) -> Result<()> {
@@ -236,6 +260,19 @@ impl Appliance {
     /// The twin's screen as PNG.
     pub fn twin_screen(&self, serial: &str) -> Result<Vec<u8>> {
         self.bytes(&format!("/api/phones/{serial}/twin/screen.png"))
+    }
+
+    /// A text file on the phone's flash.
+    pub fn content(&self, serial: &str, path: &str) -> Result<String> {
+        let bytes = self.bytes(&format!("/api/phones/{serial}/files/content?path={path}"))?;
+        Ok(String::from_utf8(bytes)?)
+    }
+
+    /// The text of the first of the notes on the phone's flash.
+    pub fn first_note(&self, serial: &str) -> Result<String> {
+        let notes = self.get(&format!("/api/phones/{serial}/files?path=/home/user/Notes"))?;
+        let path = notes["entries"][0]["path"].as_str().with_context(|| format!("no note in {notes}"))?;
+        self.content(serial, path)
     }
 
     /// Waits until phone and flash are proven equal by root hash, at the end of the log.

@@ -36,6 +36,11 @@ impl Console {
         Ok(printed)
     }
 
+    /// All that the guest has printed so far.
+    pub(crate) fn printed(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().0).into_owned()
+    }
+
     /// Waits for the end of the line.
     pub(crate) fn wait_closed(&self, timeout: Duration) -> Result<()> {
         let state = self.0.wait_while(timeout, |state| !state.1);

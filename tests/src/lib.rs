@@ -5,6 +5,8 @@ mod console;
 pub mod control;
 pub mod demo;
 pub mod fake_phone;
+pub mod foreign;
+pub mod hand;
 pub mod machine;
 pub mod qemu;
 pub mod targets;

@@ -19,6 +19,9 @@ use serde_json::{Value, json};
 
 use crate::console::Console;
 
+/// The host, as a phone on [`Network::User`] sees it.
+pub const HOST: &str = "10.0.2.2";
+
 const PROGRAM: &str = "qemu-system-aarch64";
 /// Debian keeps it out of the path.
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
@@ -26,6 +29,7 @@ const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 const AXIS_MAX: i64 = 0x7fff;
 /// QEMU's and virtiofsd's standard error, in the phone's folder.
 const COMPLAINTS: &str = "complaints";
+const NETDEV: &str = "net";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A phone to start.
@@ -42,8 +46,6 @@ pub struct Phone {
     pub network: Network,
     /// Named console ports: each connects to a socket that must be listening.
     pub ports: Vec<(String, PathBuf)>,
-    /// Counts 4 ns for each instruction, so that times do not depend on the host's load.
-    pub counted: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -57,12 +59,8 @@ pub enum Root {
 #[derive(Clone, Debug)]
 pub enum Network {
     None,
-    /// QEMU's own user-mode network, with these ports of the host's loopback forwarded to the guest's.
-    User {
-        forward: Vec<(u16, u16)>,
-    },
-    /// Ethernet frames on a Unix socket that is listening, each after its length (u32, big-endian).
-    Stream(PathBuf),
+    /// QEMU's own user-mode network: the phone finds what listens on the host's loopback at [`HOST`].
+    User,
 }
 
 impl Phone {
@@ -82,7 +80,6 @@ impl Phone {
             root,
             network: Network::None,
             ports: Vec::new(),
-            counted: false,
         }
     }
 }
@@ -208,9 +205,21 @@ impl Qemu {
         Ok(self.serial.write_all(text.as_bytes())?)
     }
 
-    /// Presses or releases a key, by QEMU's name for it ("a", "ret", "shift").
-    pub fn key(&mut self, name: &str, down: bool) -> Result<()> {
-        self.send(json!([{ "type": "key", "data": { "down": down, "key": { "type": "qcode", "data": name } } }]))
+    /// What the guest has printed on its serial line so far.
+    pub fn printed(&self) -> String {
+        self.console.printed()
+    }
+
+    /// Takes the phone out of its network's reach, as where there is no signal, or brings it back.
+    pub fn set_reach(&mut self, reached: bool) -> Result<()> {
+        self.command("set_link", json!({ "name": NETDEV, "up": reached }))
+            .map(drop)
+    }
+
+    /// Presses or releases a key of a keyboard's main block, by its Linux key code: up to 83 they are those of PCs, which QEMU
+    /// takes by number.
+    pub fn key(&mut self, code: u16, down: bool) -> Result<()> {
+        self.send(json!([{ "type": "key", "data": { "down": down, "key": { "type": "number", "data": code } } }]))
     }
 
     /// Moves the finger to a pixel; `down` is whether it touches. One frame.
@@ -227,11 +236,6 @@ impl Qemu {
         ]))
     }
 
-    pub fn tap(&mut self, x: u32, y: u32) -> Result<()> {
-        self.touch(x, y, true)?;
-        self.touch(x, y, false)
-    }
-
     fn send(&mut self, events: Value) -> Result<()> {
         self.command("input-send-event", json!({ "events": events }))
             .map(drop)
@@ -242,26 +246,6 @@ impl Qemu {
         let path = self.folder.path().join("screen.png");
         self.command("screendump", json!({ "filename": path, "format": "png" }))?;
         Ok(std::fs::read(path)?)
-    }
-
-    /// Seconds that QEMU has used of the host's CPU so far.
-    pub fn cpu_seconds(&self) -> Result<f64> {
-        const TICKS_PER_SECOND: f64 = 100.0;
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.qemu.0.id()))?;
-        // proc(5): after the name in brackets come state and, as 12th and 13th, user and system time.
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
-        let ticks = |index: usize| {
-            fields
-                .get(index)
-                .and_then(|field| field.parse::<f64>().ok())
-                .context("short /proc stat")
-        };
-        Ok((ticks(11)? + ticks(12)?) / TICKS_PER_SECOND)
     }
 
     /// Waits for QEMU to end by itself, as after the guest's power-off.
@@ -315,9 +299,6 @@ impl Arguments {
         ] {
             self.device(device);
         }
-        if phone.counted {
-            self.add("-icount", [b"shift=2,sleep=off".as_slice()]);
-        }
     }
 
     fn disk(&mut self, disk: &Path) {
@@ -340,26 +321,10 @@ impl Arguments {
     }
 
     fn network(&mut self, network: &Network) {
-        match network {
-            Network::None => return,
-            Network::User { forward } => {
-                let forward: String = forward
-                    .iter()
-                    .map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"))
-                    .collect();
-                self.add("-netdev", [b"user,id=net", forward.as_bytes()]);
-            }
-            Network::Stream(socket) => {
-                self.add(
-                    "-netdev",
-                    [
-                        b"stream,id=net,server=off,addr.type=unix,addr.path=",
-                        path_bytes(socket),
-                    ],
-                );
-            }
+        if let Network::User = network {
+            self.add("-netdev", [format!("user,id={NETDEV}").as_bytes()]);
+            self.device(&format!("virtio-net-device,netdev={NETDEV}"));
         }
-        self.device("virtio-net-device,netdev=net");
     }
 
     fn ports(&mut self, ports: &[(String, PathBuf)]) {
