@@ -1,8 +1,9 @@
 //! The man-machine interface control point (306): keys, touches and pointers of all input devices, read beside whoever
 //! else reads them, without grabbing. Devices come and go. The agent's own devices are left out.
 //!
-//! Frames that arrive while the journal is being written are written together. What cannot be written is lost, counted,
-//! and reported as soon as something can be.
+//! One thread reads the devices, whose buffers are small (64 events of a keyboard), and never waits for the disk; another
+//! writes what has come meanwhile to the journal, all together. What cannot be written is lost, counted, and reported as
+//! soon as something can be.
 
 mod frames;
 
@@ -11,7 +12,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use evdev::{AbsoluteAxisCode as Abs, Device, EventType, KeyCode, RelativeAxisCode};
@@ -27,6 +29,8 @@ use frames::{Assembler, Axes};
 
 /// Devices followed at once.
 const DEVICES_MAX: usize = 64;
+/// Frames that wait for the journal: half a minute of the fastest panel.
+const FRAMES_WAITING_MAX: usize = 4096;
 
 /// A way to the thread.
 #[derive(Clone)]
@@ -41,7 +45,9 @@ struct State {
 }
 
 pub(crate) struct MmiThread {
-    thread: thread::JoinHandle<()>,
+    reader: thread::JoinHandle<()>,
+    /// Ends after the reader.
+    writer: thread::JoinHandle<()>,
 }
 
 impl MmiHandle {
@@ -70,37 +76,42 @@ impl MmiThread {
             is_stopped: false.into(),
             waker,
         });
+        let (frames, waiting) = sync_channel(FRAMES_WAITING_MAX);
+        let lost = Arc::new(AtomicU64::new(0));
         let mut point = MmiControlPoint {
-            journal,
+            frames,
             directory: directory.to_owned(),
             state: state.clone(),
             devices: BTreeMap::new(),
             next_id: 1,
-            lost: 0,
+            lost: lost.clone(),
         };
         let body = move || {
             if let Err(error) = point.run() {
                 tracing::error!(%error, "the input control point ends");
             }
         };
-        let thread = thread::Builder::new().name("mmi".into()).spawn(body)?;
-        Ok((MmiHandle { state }, Self { thread }))
+        let writer = thread::Builder::new()
+            .name("mmi-journal".into())
+            .spawn(move || write(&journal, &waiting, &lost))?;
+        let reader = thread::Builder::new().name("mmi".into()).spawn(body)?;
+        Ok((MmiHandle { state }, Self { reader, writer }))
     }
 
     pub(crate) fn join(self) {
-        if self.thread.join().is_err() {
+        if self.reader.join().is_err() || self.writer.join().is_err() {
             tracing::error!("the input control point panicked");
         }
     }
 }
 
 struct MmiControlPoint {
-    journal: JournalHandle,
+    frames: SyncSender<Draft>,
     directory: PathBuf,
     state: Arc<State>,
     devices: BTreeMap<PathBuf, Source>,
     next_id: u32,
-    lost: u64,
+    lost: Arc<AtomicU64>,
 }
 
 struct Source {
@@ -127,8 +138,13 @@ impl MmiControlPoint {
                 self.look_for_devices();
             }
             let drafts = self.read_frames();
-            if !drafts.is_empty() && !self.state.is_off.load(Ordering::Relaxed) {
-                self.append(drafts);
+            if !self.state.is_off.load(Ordering::Relaxed) {
+                for draft in drafts {
+                    // The writer lives as long as we; what finds no room is counted.
+                    if self.frames.try_send(draft).is_err() {
+                        self.lost.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
             }
         }
         Ok(())
@@ -215,16 +231,22 @@ impl MmiControlPoint {
         });
         drafts
     }
+}
 
-    fn append(&mut self, mut drafts: Vec<Draft>) {
-        let frames = drafts.len() as u64;
-        if self.lost > 0 {
+/// Writes frames to the journal until nobody sends any more.
+fn write(journal: &JournalHandle, frames: &Receiver<Draft>, lost: &AtomicU64) {
+    while let Ok(first) = frames.recv() {
+        let waiting = frames.try_iter().take(FRAMES_WAITING_MAX - 1);
+        let mut drafts: Vec<Draft> = std::iter::once(first).chain(waiting).collect();
+        let count = drafts.len() as u64;
+        let missing = lost.swap(0, Ordering::Relaxed);
+        if missing > 0 {
             let text = "the journal was full or could not be written".into();
             let control = Control {
                 kind: ControlKind::MmiLost,
                 text,
                 path: None,
-                count: self.lost,
+                count: missing,
             };
             drafts.insert(
                 0,
@@ -234,14 +256,11 @@ impl MmiControlPoint {
                 },
             );
         }
-        match self.journal.call(move |journal| journal.append(drafts)) {
-            Ok(_) => self.lost = 0,
-            Err(error) => {
-                if self.lost == 0 {
-                    tracing::warn!(%error, "input is lost");
-                }
-                self.lost += frames;
+        if let Err(error) = journal.call(move |journal| journal.append(drafts)) {
+            if missing == 0 {
+                tracing::warn!(%error, "input is lost");
             }
+            lost.fetch_add(missing + count, Ordering::Relaxed);
         }
     }
 }
