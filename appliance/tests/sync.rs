@@ -83,12 +83,16 @@ async fn what_breaks_the_contract_ends_the_stream_and_stores_nothing() {
     let mut flipped = good.clone();
     flipped.events_zstd[0] ^= 0x40;
     let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).expect("compressed");
+    // As of an agent of a later version: what cannot be understood must not be acknowledged.
+    let mut unknown: Vec<wire::Event> = controls(1..=3).into_iter().map(Into::into).collect();
+    unknown[1].kind = None;
     for bad in [
         FromPhone::Batch(truncated),
         FromPhone::Batch(flipped),
         FromPhone::Batch(wire::Batch { first_seq: 1, events_zstd: bomb }),
         FromPhone::Batch(wire::Batch { first_seq: 2, ..good.clone() }),
         FromPhone::Batch(batch::pack(controls(2..=3).into_iter().map(Into::into).collect())),
+        FromPhone::Batch(batch::pack(unknown)),
         FromPhone::Hello(phone.hello(1, 0)),
         FromPhone::NeedChunks(wire::NeedChunks { hashes: vec![vec![0; 32]; 5000] }),
     ] {
@@ -99,6 +103,10 @@ async fn what_breaks_the_contract_ends_the_stream_and_stores_nothing() {
         let status = stream.end().await;
         assert!(matches!(status.code(), Code::InvalidArgument), "{shown}: {status}");
     }
+    let (mut stream, _) = phone.stream(1, 3).await;
+    stream.send_unknown().await;
+    let status = stream.end().await;
+    assert!(status.message().contains("of a kind that this appliance does not know"), "{status}");
     let (mut stream, acked) = phone.stream(1, 3).await;
     assert_eq!(acked, 0);
     stream.send(FromPhone::Batch(good)).await;

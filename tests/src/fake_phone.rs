@@ -136,6 +136,11 @@ impl Stream {
         self.sender.send(message(message_to_send)).await.expect("the appliance listens");
     }
 
+    /// Sends a message of a kind that nobody knows.
+    pub async fn send_unknown(&self) {
+        self.sender.send(wire::PhoneMessage { message: None }).await.expect("the appliance listens");
+    }
+
     pub async fn send_events(&self, events: Vec<Event>) {
         self.send(FromPhone::Batch(batch::pack(events.into_iter().map(Into::into).collect()))).await;
     }
