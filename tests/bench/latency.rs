@@ -109,7 +109,7 @@ impl Pair {
             phone["connected"] == true && phone["sync"]["complete"] == true && phone["twin"]["state"] == "running"
         })?;
         let id = mirrored["id"].as_str().context("a phone has an id")?;
-        let mut phone_screen = Screen::of(&phone.control_socket(&appliance))?;
+        let mut phone_screen = Screen::of(phone.control_socket())?;
         let mut twin_screen = Screen::of(&appliance.data().join("run").join(id).join("control.sock"))?;
         wait_for("the twin to show the phone's picture", || Ok((phone_screen.picture()? == twin_screen.picture()?).then_some(())))?;
         phone.tap_all(&at, "home.notes notes.new")?;

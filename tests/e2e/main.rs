@@ -3,3 +3,4 @@
 mod console;
 mod foreign;
 mod life;
+mod trouble;

@@ -100,38 +100,77 @@ impl Drop for Process {
     }
 }
 
+/// What an appliance is started with.
+pub struct Setup {
+    data: tempfile::TempDir,
+    images: PathBuf,
+    demo: bool,
+    http: String,
+    sync: String,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Setup {
+    /// Data of its own, the images of the cache, any ports, and no demo phone.
+    pub fn new() -> Result<Setup> {
+        // A test that failed has poisoned it; the next one is none the worse.
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let images = image_builder::cache_dir().join("images");
+        let any = || "127.0.0.1:0".to_owned();
+        Ok(Setup { data: tempfile::tempdir()?, images, demo: false, http: any(), sync: any(), _turn })
+    }
+
+    /// Its data folder is in `parent`, which must outlive it.
+    pub fn data_in(self, parent: &Path) -> Result<Setup> {
+        Ok(Setup { data: tempfile::tempdir_in(parent)?, ..self })
+    }
+
+    pub fn images(self, folder: &Path) -> Setup {
+        Setup { images: folder.to_owned(), ..self }
+    }
+
+    /// With the demo phone `DEMO-1` beside it.
+    pub fn demo(self) -> Setup {
+        Setup { demo: true, ..self }
+    }
+
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+}
+
 /// A running appliance with data of its own.
 pub struct Appliance {
     process: Process,
-    data: tempfile::TempDir,
+    setup: Setup,
     console: String,
     sync: String,
     pub ca_sha256: String,
     pub ca_pem: String,
     client: Client,
     token: String,
-    turn: MutexGuard<'static, ()>,
 }
 
 impl Appliance {
     pub fn start() -> Result<Appliance> {
-        // A test that failed has poisoned it; the next one is none the worse.
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        Self::start_in(tempfile::tempdir()?, "127.0.0.1:0", "127.0.0.1:0", turn)
+        Setup::new()?.start()
     }
+}
 
-    fn start_in(data: tempfile::TempDir, http: &str, sync: &str, turn: MutexGuard<'static, ()>) -> Result<Appliance> {
-        let endpoint = data.path().join("appliance.json");
+impl Setup {
+    pub fn start(self) -> Result<Appliance> {
+        let data = self.data.path();
+        let endpoint = data.join("appliance.json");
         // One that was killed leaves it behind.
         if endpoint.exists() {
             std::fs::remove_file(&endpoint)?;
         }
-        let config = data.path().join("pollux.toml");
-        let images = image_builder::cache_dir().join("images");
-        std::fs::write(&config, format!("[images]\nfolder = {:?}\n", images.display().to_string()))?;
+        let config = data.join("pollux.toml");
+        std::fs::write(&config, format!("[images]\nfolder = {:?}\n", self.images.display().to_string()))?;
         let mut command = Command::new(binary("pollux")?);
-        command.arg("serve").arg("--data").arg(data.path()).arg("--config").arg(&config).args(["--http", http, "--sync", sync]);
-        let mut process = Process::start(command, data.path().join("trace"))?;
+        command.arg("serve").arg("--data").arg(data).arg("--config").arg(&config);
+        command.args(["--http", &self.http, "--sync", &self.sync]).args(self.demo.then_some("--demo"));
+        let mut process = Process::start(command, data.join("trace"))?;
         let told = wait_for("the appliance to run", || {
             process.ensure_alive()?;
             Ok(std::fs::read(&endpoint).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok()))
@@ -142,13 +181,15 @@ impl Appliance {
         let ca_pem = text("ca_pem")?;
         let ca = reqwest::Certificate::from_pem(ca_pem.as_bytes())?;
         let client = Client::builder().add_root_certificate(ca).timeout(PATIENCE).build()?;
-        let token = std::fs::read_to_string(data.path().join("cli.token"))?.trim().to_owned();
+        let token = std::fs::read_to_string(data.join("cli.token"))?.trim().to_owned();
         let (console, sync, ca_sha256) = (text("console")?, text("sync")?, text("ca_sha256")?);
-        Ok(Appliance { process, data, console, sync, ca_sha256, ca_pem, client, token, turn })
+        Ok(Appliance { process, setup: self, console, sync, ca_sha256, ca_pem, client, token })
     }
+}
 
+impl Appliance {
     pub fn data(&self) -> &Path {
-        self.data.path()
+        self.setup.data.path()
     }
 
     pub fn console(&self) -> String {
@@ -182,12 +223,18 @@ impl Appliance {
     /// kill -9; [`Down::start`] starts it again.
     pub fn kill(mut self) -> Result<Down> {
         self.process.kill()?;
-        Ok(Down { data: self.data, http: self.console, sync: self.sync, turn: self.turn })
+        Ok(Down(Setup { http: self.console, sync: self.sync, ..self.setup }))
     }
 
     /// Ctrl-C; everything it has started must be gone.
-    pub fn stop(mut self) -> Result<()> {
-        self.process.interrupt()
+    pub fn stop(self) -> Result<()> {
+        self.stop_and(|| Ok(()))
+    }
+
+    /// Ctrl-C, and a look at what it leaves before its data folder goes.
+    pub fn stop_and(mut self, look: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.process.interrupt()?;
+        look()
     }
 
     fn send(&self, request: RequestBuilder) -> Result<reqwest::blocking::Response> {
@@ -290,19 +337,14 @@ impl Appliance {
 }
 
 /// An appliance that was killed.
-pub struct Down {
-    data: tempfile::TempDir,
-    http: String,
-    sync: String,
-    turn: MutexGuard<'static, ()>,
-}
+pub struct Down(Setup);
 
 impl Down {
     pub fn data(&self) -> &Path {
-        self.data.path()
+        self.0.data()
     }
 
     pub fn start(self) -> Result<Appliance> {
-        Appliance::start_in(self.data, &self.http, &self.sync, self.turn)
+        self.0.start()
     }
 }

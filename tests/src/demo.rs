@@ -1,6 +1,6 @@
 //! A demo phone: `pollux demo`, driven as a user would, by fingers and keys on its own machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -13,7 +13,9 @@ use crate::hand::{Handheld, STILL};
 /// A running demo phone.
 pub struct DemoPhone {
     pub serial: String,
-    process: Process,
+    /// Its own `pollux demo`, unless the appliance runs it.
+    process: Option<Process>,
+    socket: PathBuf,
     control: Control,
 }
 
@@ -31,17 +33,32 @@ impl DemoPhone {
             process.ensure_alive()?;
             Ok(Control::connect(&socket).ok())
         })?;
-        Ok(DemoPhone { serial: serial.to_owned(), process, control })
+        Ok(DemoPhone { serial: serial.to_owned(), process: Some(process), socket, control })
+    }
+
+    /// The demo phone that runs beside `appliance`, once its machine does.
+    pub fn beside(appliance: &Appliance) -> Result<DemoPhone> {
+        let serial = "DEMO-1".to_owned();
+        let socket = control_socket(appliance, &serial);
+        let control = wait_for("the demo phone's machine", || Ok(Control::connect(&socket).ok()))?;
+        Ok(DemoPhone { serial, process: None, socket, control })
     }
 
     /// Where its machine is reached by more than one.
-    pub fn control_socket(&self, appliance: &Appliance) -> PathBuf {
-        control_socket(appliance, &self.serial)
+    pub fn control_socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Takes up the phone again after it has started anew.
+    pub fn reconnect(&mut self) -> Result<()> {
+        self.control = wait_for("the phone's new machine", || Ok(Control::connect(&self.socket).ok()))?;
+        Ok(())
     }
 
     /// The phone's machine; what it cannot do is told with what the phone printed.
-    fn machine<T>(&mut self, act: impl FnOnce(&mut Control) -> Result<T>) -> Result<T> {
-        act(&mut self.control).with_context(|| self.process.printed())
+    pub fn machine<T>(&mut self, act: impl FnOnce(&mut Control) -> Result<T>) -> Result<T> {
+        let process = &self.process;
+        act(&mut self.control).with_context(|| process.as_ref().map_or_else(String::new, Process::printed))
     }
 
     fn frame(&mut self, device: &str, events: Value) -> Result<()> {

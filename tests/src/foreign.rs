@@ -13,6 +13,8 @@ use crate::appliance::{Appliance, PATIENCE};
 use crate::hand::{Handheld, STILL};
 use crate::qemu::{self, Network, Phone, Qemu, Root};
 
+/// Between two strokes of a very fast typist.
+const KEY: Duration = Duration::from_millis(10);
 /// Between two looks at the screen: QEMU does not tell when it changes.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -94,6 +96,9 @@ impl Handheld for ForeignPhone {
     }
 
     fn key(&mut self, code: u16, down: bool) -> Result<()> {
-        self.qemu.key(code, down).with_context(|| format!("key {code}"))
+        self.qemu.key(code, down).with_context(|| format!("key {code}"))?;
+        // QEMU hands on at once what it is given, and the guest's kernel keeps 64 events: no typist fills that.
+        std::thread::park_timeout(KEY);
+        Ok(())
     }
 }

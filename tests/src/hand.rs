@@ -10,8 +10,6 @@ use crate::targets::Targets;
 
 /// How long a finger rests on the glass, or on a key.
 const TAP: Duration = Duration::from_millis(60);
-/// Between two keys of a very fast typist.
-const KEY: Duration = Duration::from_millis(20);
 
 /// A screen that has not changed for so long stands still.
 pub const STILL: Duration = Duration::from_millis(700);
@@ -61,15 +59,13 @@ pub trait Handheld {
         self.key(code, false)
     }
 
-    /// Types lower-case letters, digits, space, and what else `key_code` knows, and waits until the phone has drawn it.
+    /// Types lower-case letters, digits, space, and what else `key_code` knows, all at once, and waits until the phone has drawn it.
     fn type_text(&mut self, text: &str) -> Result<()> {
         let before = self.generation()?;
         for letter in text.chars() {
             let code = key_code(letter).with_context(|| format!("no key for {letter:?}"))?;
             self.key(code, true)?;
             self.key(code, false)?;
-            // The guest's kernel keeps 64 events for a program that is slow to read; no typist fills that.
-            std::thread::park_timeout(KEY);
         }
         self.drawn_since(before)
     }
