@@ -247,6 +247,8 @@ export interface Table {
   columns: { name: string; type: 'text' | 'number' | 'time' | 'boolean' }[];
   rows: Cell[][];
   truncated: boolean;
+  /** Phones with a database that could not be read when it changed last; only of a report. */
+  unread?: { phone: string; person: string; trouble: string }[];
 }
 
 export interface Period {

@@ -6,7 +6,7 @@ import { useSearchParams } from 'react-router';
 
 import { reports, runReport, type Me, type Period, type Report, type Table } from '../api';
 import { Empty } from '../parts/Empty';
-import { Failure } from '../parts/Failure';
+import { Failure, sentence } from '../parts/Failure';
 import { At } from '../parts/times';
 import { Chart } from './Chart';
 import { choiceOf, lastDays, named, periodOf, PERIODS, prior, type Choice } from './period';
@@ -142,6 +142,11 @@ function One({ report, period, me }: { report: Report; period: Period; me: Me })
         </Center>
       )}
       <Failure error={answer.error} retry={answer.refetch} />
+      {answer.data?.unread?.map(({ phone, person, trouble }) => (
+        <Alert key={phone} color="yellow" title={`Not all is in it of ${person}`}>
+          {sentence(trouble)} What was read before counts; the rest does once it can be read.
+        </Alert>
+      ))}
       {answer.data && answer.data.rows.length === 0 && (
         <Empty icon={IconChartBarOff} title="Nothing was recorded in this period">
           Facts come from the phones’ own databases as they are used. Choose a longer period, or look whether the phones are connected.

@@ -8,6 +8,7 @@ import { choiceOf, lastDays, periodOf, prior } from './period';
 import { Records } from './Records';
 import { recordsBehind, ReportTable } from './ReportTable';
 import { changeOf, csv, heading, quantity, roleOf, rowsOf, totals } from './table';
+import Usage from './Usage';
 
 const overall: Table = {
   columns: [
@@ -137,4 +138,14 @@ test.each([
   await waitFor(() => expect(within(table).getByText('HS-0002')).toBeTruthy());
   const link = within(table).queryByRole('link', { name: 'event 37' });
   expect(link?.getAttribute('href')).toBe(leads ? '/phones/p2/log?at=37' : undefined);
+});
+
+test('a report tells whose usage is not all in it', async () => {
+  const choice = { from: '2026-11-01', to: '2026-11-02' };
+  const path = `/api/reports/${report.name}?${new URLSearchParams({ ...periodOf(choice, new Date())! })}`;
+  const unread = [{ phone: 'HS-0001', person: 'Ada', trouble: '/home/user/records.db is not sound' }];
+  appliance({ 'GET /api/reports': [200, { reports: [report] }], [`GET ${path}`]: [200, { columns: [], rows: [], truncated: false, unread }] });
+  show(<Usage me={me('mai')} />, `/usage?${new URLSearchParams(choice)}`);
+  const alert = await screen.findByRole('alert', { name: 'Not all is in it of Ada' });
+  expect(alert.textContent).toContain('/home/user/records.db is not sound.');
 });
