@@ -1,6 +1,6 @@
 //! An appliance on free ports with data of its own, a browser-like client, and what fake phones send.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 use std::sync::Arc;
 use std::time::Duration;
