@@ -23,6 +23,7 @@ const UNSAFE: &[&str] = &[
     "vmm/src/memory.rs",
     "vmm/src/vcpu/kvm.rs",
     "emulator/src/engine.rs",
+    "emulator/src/x86/engine.rs",
     "sync-agent/src/control_points/files/fanotify.rs",
 ];
 

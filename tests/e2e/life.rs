@@ -138,13 +138,14 @@ fn a_killed_twin_comes_back_with_the_same_screen() -> Result<()> {
     let serial = "HS-0004";
     let mut phone = started(&appliance, serial)?;
     phone.tap_all(&at, "home.settings")?;
-    let shown = same_screen(&appliance, &mut phone)?;
+    same_screen(&appliance, &mut phone)?;
     let twin = appliance.phone(serial)?["twin"]["pid"].as_u64().context("the twin is a process")?;
     ensure!(std::process::Command::new("kill").args(["-9", &twin.to_string()]).status()?.success());
     appliance.phone_when(serial, "its twin to run again", |phone| {
         phone["twin"]["restarts"].as_u64() > Some(0) && phone["twin"]["state"] == "running"
     })?;
-    ensure!(same_screen(&appliance, &mut phone)? == shown);
+    // Where the phone still is, and not where a twin begins.
+    same_screen(&appliance, &mut phone)?;
     drop(phone);
     appliance.stop()
 }

@@ -127,7 +127,7 @@ fn a_full_disk_is_told_and_waited_out_and_nothing_is_lost() -> Result<()> {
     phone.type_text(" and while there was nothing left")?;
     let trouble = appliance.get("/api/status")?["trouble"].as_str().context("no trouble")?.to_owned();
     ensure!(trouble.contains("disk full") && trouble.contains("free some space"), "{trouble}");
-    ensure!(appliance.trace().contains("nothing is accepted from phones"), "{}", appliance.trace());
+    wait_for("the trouble to be told", || Ok(appliance.trace().contains("nothing is accepted from phones").then_some(())))?;
     let refused = appliance.post("/api/codes", json!({"note": "no room"})).err().context("a code found room")?.to_string();
     ensure!(refused.contains("503") && refused.contains("the appliance's disk is full"), "{refused}");
     // What it has, it shows.
