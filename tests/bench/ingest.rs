@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Rounds of each row.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(5..))]
     rounds: u16,
+    /// Only this row.
+    #[arg(long)]
+    row: Option<String>,
 }
 
 /// What one row measures.
@@ -67,7 +70,8 @@ pub(crate) fn run(options: &Options) -> Result<Table> {
     let mut fleet = Fleet::enrol(&appliance, &runtime)?;
     let mut peer = Peer::open()?;
     let mut table = Table::new("ingest");
-    for load in &LOADS {
+    let wanted = |load: &&Load| options.row.as_ref().is_none_or(|row| row == load.row);
+    for load in LOADS.iter().filter(wanted) {
         let (mut ours, mut theirs) = (Samples::default(), Samples::default());
         // One more than are counted: the first finds everything cold.
         for round in 0..=options.rounds {

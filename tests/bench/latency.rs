@@ -16,9 +16,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
-use tests::appliance::{Appliance, wait_for};
+use tests::appliance::{Appliance, PATIENCE, wait_for};
 use tests::control::Control;
 use tests::demo::DemoPhone;
 use tests::hand::Handheld;
@@ -137,7 +137,7 @@ impl Pair {
         let Pair { appliance, phone, phone_screen, twin_screen } = self;
         let serial = phone.serial.clone();
         let (key, code) = if round.is_multiple_of(2) { ("a", 30) } else { ("backspace", 14) };
-        let (pressed, phone_at, twin_at) = std::thread::scope(|scope| {
+        let (pressed, mut phone_at, mut twin_at) = std::thread::scope(|scope| {
             let watching = [scope.spawn(|| phone_screen.changed()), scope.spawn(|| twin_screen.changed())];
             let pressed = Instant::now();
             match hand {
@@ -150,7 +150,18 @@ impl Pair {
             let [phone_at, twin_at] = watching.map(|watch| watch.join().map_err(|_| anyhow!("a watcher panicked")));
             Ok::<_, anyhow::Error>((pressed, phone_at??, twin_at??))
         })?;
-        ensure!(phone_screen.picture()? == twin_screen.picture()?, "phone and twin show different pictures after key {round}");
+        // One that was held up in the middle of a drawing seemed to stand still.
+        let settling = Instant::now();
+        while phone_screen.picture()? != twin_screen.picture()? {
+            if settling.elapsed() > PATIENCE {
+                let folder = tempfile::Builder::new().prefix("screens-").tempdir()?.keep();
+                std::fs::write(folder.join("phone.png"), phone_screen.control.screen()?)?;
+                std::fs::write(folder.join("twin.png"), twin_screen.control.screen()?)?;
+                bail!("phone and twin show different pictures after key {round}: see {}", folder.display());
+            }
+            phone_at = phone_screen.changed_since(phone_at)?;
+            twin_at = twin_screen.changed_since(twin_at)?;
+        }
         let ms = |at: Instant| at.saturating_duration_since(pressed).as_secs_f64() * 1e3;
         Ok((ms(phone_at), ms(twin_at)))
     }
@@ -182,17 +193,17 @@ impl Screen {
 
     /// Waits until the screen has changed and then stands still; the moment of its last change.
     fn changed(&mut self) -> Result<Instant> {
-        let mut generation = self.control.changed(self.generation)?;
-        loop {
-            let at = Instant::now();
-            match self.control.changed_within(generation, STILL_MS)? {
-                Some(newer) => generation = newer,
-                None => {
-                    self.generation = generation;
-                    return Ok(at);
-                }
-            }
+        self.generation = self.control.changed(self.generation)?;
+        self.changed_since(Instant::now())
+    }
+
+    /// The moment of the last change before the screen stands still: `at` unless it changes.
+    fn changed_since(&mut self, mut at: Instant) -> Result<Instant> {
+        while let Some(newer) = self.control.changed_within(self.generation, STILL_MS)? {
+            at = Instant::now();
+            self.generation = newer;
         }
+        Ok(at)
     }
 
     /// A digest of what is shown.

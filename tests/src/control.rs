@@ -27,7 +27,8 @@ impl Control {
     pub fn ask(&mut self, mut request: Value) -> Result<Value> {
         self.requests += 1;
         request["id"] = self.requests.into();
-        writeln!(self.stream.get_mut(), "{request}")?;
+        // In one piece: a request that trickles in wakes the machine's process for each of its words.
+        self.stream.get_mut().write_all(format!("{request}\n").as_bytes())?;
         loop {
             let mut line = String::new();
             ensure!(self.stream.read_line(&mut line)? > 0, "the machine is gone");
