@@ -7,7 +7,8 @@ const appliance = process.env.POLLUX_ADDRESS ?? 'https://localhost:8443';
 export default defineConfig({
   plugins: [react()],
   // noVNC awaits the decoder's probe at the top level of a module.
-  build: { target: 'es2022', chunkSizeWarningLimit: 1500 },
+  // The first browsers that know light-dark() by themselves: what it is turned into for older ones does not heed Mantine's colour scheme.
+  build: { target: 'es2022', cssTarget: ['chrome123', 'firefox120', 'safari17.5'], chunkSizeWarningLimit: 1500 },
   // The appliance takes only what comes from pages of its own.
   server: { proxy: { '/api': { target: appliance, secure: false, ws: true, changeOrigin: true, headers: { origin: appliance } } } },
   // A zone with summer time, so that days are not all of 24 hours.

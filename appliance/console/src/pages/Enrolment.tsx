@@ -159,7 +159,7 @@ function Codes({ codes }: { codes: Code[] }) {
   ];
   return (
     <>
-      <DataTable label="Enrolment codes" noun="code" rows={codes} columns={columns} rowKey={(code) => code.id} minWidth={760} />
+      <DataTable label="Enrolment codes" noun="code" rows={codes} columns={columns} rowKey={(code) => code.id} minWidth={660} />
       {chosen && (
         <Confirm
           title={`Delete code ${chosen.id}…?`}

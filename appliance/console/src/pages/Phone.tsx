@@ -51,15 +51,13 @@ function Found({ phone, me }: { phone: Phone; me: Me }) {
     <>
       <title>{`${phone.serial} · Pollux`}</title>
       <Group justify="space-between" align="flex-start">
-        <div>
-          <Group>
-            <Title order={1} fz="h2">
-              {phone.serial}
-            </Title>
-            <States phone={phone} />
-          </Group>
+        <Group>
+          <Title order={1} fz="h2">
+            {phone.serial}
+          </Title>
           {person && <Text c="dimmed">{[person, department].filter(Boolean).join(', ')}</Text>}
-        </div>
+          <States phone={phone} />
+        </Group>
         {me.role === 'admin' && <Actions phone={phone} />}
       </Group>
       {phone.standing === 'quarantined' && <InQuarantine phone={phone} me={me} />}

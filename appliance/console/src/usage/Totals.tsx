@@ -7,7 +7,7 @@ import { changeOf, heading, quantity, type Total } from './table';
 export function Totals({ totals }: { totals: Total[] }) {
   if (totals.length === 0) return null;
   return (
-    <SimpleGrid cols={{ base: 1, xs: 2, md: 4 }}>
+    <SimpleGrid cols={{ base: 1, xs: 3, lg: 4 }}>
       {totals.map(({ measure, now, before }) => (
         <Paper key={measure} p="md">
           <Text size="sm" c="dimmed">
