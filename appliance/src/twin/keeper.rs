@@ -335,6 +335,10 @@ impl Keeper {
         self.status.send_modify(|status| {
             status.running = None;
             status.pid = None;
+            // What becomes of it is decided later; from here on it must not be taken for one that can be used.
+            if status.state == TwinState::Running {
+                (status.state, status.since_us) = (TwinState::Stopped, now_us());
+            }
         });
         feeding.cancel();
         machine.end().await;
