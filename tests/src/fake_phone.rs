@@ -152,10 +152,14 @@ impl Stream {
         Ok(next.message.expect("a message"))
     }
 
+    /// The next acknowledgement. Commands come when they like, and more than once: those before it are skipped.
     pub async fn acked(&mut self) -> u64 {
-        match self.next().await.expect("an acknowledgement") {
-            FromAppliance::Ack(ack) => ack.seq,
-            other => panic!("no Ack but {other:?}"),
+        loop {
+            match self.next().await.expect("an acknowledgement") {
+                FromAppliance::Ack(ack) => return ack.seq,
+                FromAppliance::Command(_) => {}
+                other => panic!("no Ack but {other:?}"),
+            }
         }
     }
 

@@ -67,8 +67,9 @@ async fn serve(config: Config, demo: bool) -> anyhow::Result<()> {
     let appliance = Appliance::start(config.clone()).await?;
     println!("Console: https://{}/", appliance.http_address);
     println!("Phones:  {}, CA SHA-256 {}", appliance.sync_address, appliance.ca_sha256);
-    if let Some(login) = &appliance.first_login {
-        println!("Login:   {} / {}   (shown once; change it in the console)", login.user, login.password);
+    match &appliance.first_login {
+        Some(login) => println!("Login:   {} / {}   (shown once; change it in the console)", login.user, login.password),
+        None => println!("Login:   as before; if it is lost, 'pollux user passwd NAME --data {}' sets another", config.data.display()),
     }
     let stop = CancellationToken::new();
     let phone = match image {

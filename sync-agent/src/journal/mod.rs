@@ -33,6 +33,9 @@ pub(crate) use owner::{JournalHandle, JournalThread};
 use crate::clock::Stamp;
 use crate::control_points::files::known::{Known, KnownChange, KnownTree};
 
+/// Acknowledged events that may wait to be forgotten: as many frames of input, some 20 KiB.
+const ACKED_KEPT_MAX: u64 = 256;
+
 /// How much of the phone's storage the journal may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -106,7 +109,10 @@ pub(crate) struct Journal {
     db: Connection,
     id: Vec<u8>,
     limits: Limits,
-    first_unacked: u64,
+    /// Seq of the oldest event in the database; `next_seq` when there is none.
+    first_held: u64,
+    /// Events up to here need not be held.
+    acked: u64,
     next_seq: u64,
 }
 
@@ -146,14 +152,15 @@ impl Journal {
         let next_seq = meta_number(&db, "next_seq")?.unwrap_or(1);
         let oldest: Option<i64> =
             db.query_row("SELECT min(seq) FROM event", [], |row| row.get(0))?;
-        let first_unacked = oldest.map_or(next_seq, as_u64);
+        let first_held = oldest.map_or(next_seq, as_u64);
         // Chunks staged for events that were never appended.
         schema::drop_staged(&db)?;
         Ok(Self {
             db,
             id,
             limits,
-            first_unacked,
+            first_held,
+            acked: first_held - 1,
             next_seq,
         })
     }
@@ -163,9 +170,9 @@ impl Journal {
         &self.id
     }
 
-    /// Seq of the oldest event held; `last_seq() + 1` when there is none.
+    /// Seq of the oldest event that the appliance may lack; `last_seq() + 1` when there is none.
     pub(crate) fn first_unacked(&self) -> u64 {
-        self.first_unacked
+        self.acked + 1
     }
 
     /// Seq of the newest event ever appended, 0 if there is none.
@@ -218,6 +225,9 @@ impl Journal {
         staged: Staged,
     ) -> Result<u64, JournalError> {
         let transaction = self.db.transaction()?;
+        if self.acked >= self.first_held {
+            schema::forget_events(&transaction, self.acked)?;
+        }
         let mut seq = self.next_seq;
         insert_chunks(&transaction, chunks)?;
         for draft in drafts {
@@ -230,6 +240,7 @@ impl Journal {
             schema::drop_staged(&transaction)?;
         }
         transaction.commit()?;
+        self.first_held = self.acked + 1;
         self.next_seq = seq;
         Ok(self.last_seq())
     }
@@ -289,30 +300,22 @@ impl Journal {
         Ok(body.and_then(|body| wire::CommandResult::decode(body.as_slice()).ok()))
     }
 
-    /// Forgets events up to and including `seq`, and chunks that no event names any more.
+    /// The appliance has the events up to and including `seq` for good: they may go, and with them chunks that no event
+    /// names any more.
+    ///
+    /// Keys and touches are acknowledged one by one while they are made, and forgetting each by itself would cost the phone
+    /// as many flushes as keeping it did. They go with the next append, or when there are [`ACKED_KEPT_MAX`]. What a
+    /// crash brings back of them is not sent again: the appliance says at each connection what it has.
     pub(crate) fn ack(&mut self, seq: u64) -> Result<(), JournalError> {
-        let seq = seq.min(self.last_seq());
-        if seq < self.first_unacked {
-            return Ok(());
+        self.acked = self.acked.max(seq.min(self.last_seq()));
+        let kept = self.acked + 1 - self.first_held;
+        if kept >= ACKED_KEPT_MAX || (kept > 0 && schema::has_files(&self.db, self.acked)?) {
+            let transaction = self.db.transaction()?;
+            schema::forget_events(&transaction, self.acked)?;
+            transaction.commit()?;
+            self.first_held = self.acked + 1;
+            schema::give_back(&self.db)?;
         }
-        let transaction = self.db.transaction()?;
-        {
-            let mut unuse =
-                transaction.prepare_cached("UPDATE chunk SET uses = uses - 1 WHERE hash = ?")?;
-            let mut files =
-                transaction.prepare_cached("SELECT body FROM event WHERE seq <= ? AND is_file")?;
-            let mut rows = files.query([as_i64(seq)])?;
-            while let Some(row) = rows.next()? {
-                for hash in chunk_hashes(&row.get::<_, Vec<u8>>(0)?) {
-                    unuse.execute([hash.as_bytes()])?;
-                }
-            }
-        }
-        schema::drop_unused(&transaction)?;
-        transaction.execute("DELETE FROM event WHERE seq <= ?", [as_i64(seq)])?;
-        transaction.commit()?;
-        self.first_unacked = seq + 1;
-        schema::give_back(&self.db)?;
         Ok(())
     }
 
@@ -325,7 +328,8 @@ impl Journal {
         set_meta(&transaction, "id", &id)?;
         set_meta(&transaction, "next_seq", &1u64.to_le_bytes())?;
         transaction.commit()?;
-        (self.id, self.first_unacked, self.next_seq) = (id, 1, 1);
+        self.id = id;
+        (self.first_held, self.acked, self.next_seq) = (1, 0, 1);
         Ok(())
     }
 
@@ -452,21 +456,6 @@ fn apply_known(transaction: &Transaction<'_>, changes: &[KnownChange]) -> Result
         }
     }
     Ok(())
-}
-
-fn chunk_hashes(body: &[u8]) -> Vec<Hash> {
-    let event = wire::Event::decode(body).unwrap_or_default();
-    match event.kind {
-        Some(wire::event::Kind::File(wire::FileChange {
-            op: Some(wire::file_change::Op::Put(put)),
-            ..
-        })) => put
-            .chunks
-            .iter()
-            .filter_map(|chunk| Hash::try_from(chunk.hash.as_slice()).ok())
-            .collect(),
-        _ => Vec::new(),
-    }
 }
 
 fn meta(db: &Connection, key: &str) -> Result<Option<Vec<u8>>, JournalError> {

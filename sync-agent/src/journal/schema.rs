@@ -1,9 +1,11 @@
 //! The journal's tables, and the rows of the known tree.
 
+use prost::Message;
 use rusqlite::{Connection, Row, Transaction, params};
 use sync_protocol::hash::Hash;
 use sync_protocol::path::PhonePath;
 use sync_protocol::tree::{Entry, FileKind};
+use sync_protocol::wire;
 
 use super::{JournalError, Known, as_i64, as_u64};
 
@@ -41,6 +43,13 @@ pub(super) fn prepare(db: &Connection, bytes_max: u64) -> Result<(), JournalErro
         as_i64(bytes_max / PAGE_BYTES),
         |_| Ok(()),
     )?;
+    // The log is begun anew before it outgrows what is kept of it, so that it is written over in place: while a file grows,
+    // each flush of it is two, one of the data and one of the file system's own journal.
+    db.pragma_update(
+        None,
+        "wal_autocheckpoint",
+        as_i64(LOG_BYTES_KEPT / PAGE_BYTES),
+    )?;
     // The write-ahead log shrinks again after a large transaction.
     db.pragma_update_and_check(None, "journal_size_limit", as_i64(LOG_BYTES_KEPT), |_| {
         Ok(())
@@ -66,6 +75,46 @@ pub(super) fn give_back(db: &Connection) -> Result<(), JournalError> {
         while rows.next()?.is_some() {}
     }
     Ok(())
+}
+
+/// Whether an event up to `seq` is of a file: chunks are large, and wait for nothing.
+pub(super) fn has_files(db: &Connection, seq: u64) -> Result<bool, JournalError> {
+    let mut select =
+        db.prepare_cached("SELECT EXISTS (SELECT 1 FROM event WHERE seq <= ? AND is_file)")?;
+    Ok(select.query_row([as_i64(seq)], |row| row.get(0))?)
+}
+
+/// Forgets events up to and including `seq`, and chunks that no event names any more.
+pub(super) fn forget_events(db: &Transaction<'_>, seq: u64) -> Result<(), JournalError> {
+    {
+        let mut unuse = db.prepare_cached("UPDATE chunk SET uses = uses - 1 WHERE hash = ?")?;
+        let mut files = db.prepare_cached("SELECT body FROM event WHERE seq <= ? AND is_file")?;
+        let mut rows = files.query([as_i64(seq)])?;
+        while let Some(row) = rows.next()? {
+            for hash in chunk_hashes(&row.get::<_, Vec<u8>>(0)?) {
+                unuse.execute([hash.as_bytes()])?;
+            }
+        }
+    }
+    drop_unused(db)?;
+    db.prepare_cached("DELETE FROM event WHERE seq <= ?")?
+        .execute([as_i64(seq)])?;
+    Ok(())
+}
+
+fn chunk_hashes(body: &[u8]) -> Vec<Hash> {
+    let event = wire::Event::decode(body).unwrap_or_default();
+    match event.kind {
+        Some(wire::event::Kind::File(wire::FileChange {
+            op: Some(wire::file_change::Op::Put(put)),
+            ..
+        })) => put
+            .chunks
+            .iter()
+            .filter_map(|chunk| Hash::try_from(chunk.hash.as_slice()).ok())
+            .collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// Drops chunks that no event names, except those staged for one that is still to come.

@@ -64,21 +64,47 @@ fn seqs_go_on_after_everything_was_acknowledged_and_reopened() {
     assert_eq!(journal.append(vec![control("a"), control("b")]).unwrap(), 2);
     journal.ack(2).unwrap();
     journal.ack(1).unwrap();
+    assert_eq!(journal.first_unacked(), 3);
+    assert_eq!(journal.append(vec![control("c")]).unwrap(), 3);
+    assert_eq!(held(&journal), [3]);
     let id = journal.id().to_vec();
     drop(journal);
-    let mut journal = open(directory.path());
+    let journal = open(directory.path());
     assert_eq!(
         (journal.first_unacked(), journal.last_seq(), journal.id()),
-        (3, 2, id.as_slice())
+        (3, 3, id.as_slice())
     );
-    assert_eq!(journal.append(vec![control("c")]).unwrap(), 3);
-    let seqs: Vec<u64> = journal
-        .events_after(0, 1)
-        .unwrap()
-        .iter()
-        .map(|event| event.seq)
-        .collect();
-    assert_eq!(seqs, [3]);
+}
+
+/// Each would cost the phone a flush of its own.
+#[test]
+fn acknowledged_input_is_forgotten_with_the_next_append_or_when_there_is_much() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut journal = open(directory.path());
+    journal.append(vec![control("a"), control("b")]).unwrap();
+    journal.ack(1).unwrap();
+    assert_eq!((journal.first_unacked(), held(&journal)), (2, vec![1, 2]));
+    journal.append(vec![control("c")]).unwrap();
+    assert_eq!(held(&journal), [2, 3]);
+
+    // A crash brings back what was acknowledged, and the appliance acknowledges it again.
+    journal.ack(3).unwrap();
+    drop(journal);
+    let mut journal = open(directory.path());
+    assert_eq!((journal.first_unacked(), journal.last_seq()), (2, 3));
+    journal.ack(3).unwrap();
+    assert_eq!(journal.first_unacked(), 4);
+
+    let many = (0..ACKED_KEPT_MAX).map(|_| control("d")).collect();
+    let last = journal.append(many).unwrap();
+    journal.ack(last).unwrap();
+    assert_eq!(held(&journal), [] as [u64; 0]);
+}
+
+/// Seqs of what is in the database.
+fn held(journal: &Journal) -> Vec<u64> {
+    let events = journal.events_after(0, usize::MAX).unwrap();
+    events.iter().map(|event| event.seq).collect()
 }
 
 #[test]

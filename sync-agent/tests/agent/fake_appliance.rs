@@ -600,12 +600,17 @@ impl Service {
             if !self.with(State::burn) {
                 return Err(Status::unavailable("break before the message"));
             }
-            let answers = self.with(|state| self.receive(state, message, outbound, &mut asked))?;
+            let is_hello = matches!(message, FromPhone::Hello(_));
+            let answers = self.with(|state| self.receive(state, message, &mut asked))?;
             for answer in answers {
                 if !self.with(State::burn) {
                     return Err(Status::unavailable("break before the answer"));
                 }
                 let _ = outbound.send(Ok(answer)).await;
+            }
+            if is_hello {
+                // Only now: nothing may come before the Welcome.
+                self.with(|state| state.to_phone = Some(outbound.clone()));
             }
         }
         Ok(())
@@ -615,14 +620,12 @@ impl Service {
         &self,
         state: &mut State,
         message: FromPhone,
-        outbound: &mpsc::Sender<Result<ApplianceMessage, Status>>,
         asked: &mut HashSet<Hash>,
     ) -> Result<Vec<ApplianceMessage>, Status> {
         let mut answers = Vec::new();
         match message {
             FromPhone::Hello(hello) => {
                 state.hello(&hello)?;
-                state.to_phone = Some(outbound.clone());
                 let welcome = Welcome {
                     acked_seq: state.acked,
                     rules: state.rules.clone(),

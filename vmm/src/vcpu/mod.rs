@@ -1,6 +1,7 @@
 //! What a virtual CPU must do, whoever executes it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why [`Vcpu::run`] returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +51,11 @@ pub trait VcpuHandle: Send + Sync {
     /// Tells that a device wrote `len` bytes of guest RAM at `address`: code translated from there is dropped before
     /// the guest next takes an interrupt. Call it before raising the interrupt that announces the data.
     fn written(&self, address: u64, len: u64);
+    /// For how long the guest could make progress: the time for which its CPU ran or rested, but not that for which the host
+    /// let it wait, or had stopped it. Counts from any moment. `None`: this vCPU does not know.
+    fn progress(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Where a level-triggered interrupt of the machine goes: the distributor of a GIC, or a PC's

@@ -24,15 +24,15 @@ pub struct GuestAccess {
 struct Gate {
     closed: bool,
     inside: usize,
-    /// Counts while the gate is open.
-    run_time: RunTime,
+    /// For how long it has been open.
+    open_time: RunTime,
 }
 
 impl GuestAccess {
     pub fn new(ram: GuestRam, irq_chip: Arc<dyn IrqChip>) -> Arc<Self> {
-        let mut run_time = RunTime::default();
-        run_time.start(Instant::now());
-        let gate = Mutex::new(Gate { closed: false, inside: 0, run_time });
+        let mut open_time = RunTime::default();
+        open_time.start(Instant::now());
+        let gate = Mutex::new(Gate { closed: false, inside: 0, open_time });
         Arc::new(Self { ram, irq_chip, vcpu: OnceLock::new(), gate, gate_changed: Condvar::new() })
     }
 
@@ -47,7 +47,7 @@ impl GuestAccess {
     pub fn close_gate(&self) {
         let mut gate = lock(&self.gate);
         gate.closed = true;
-        gate.run_time.stop(Instant::now());
+        gate.open_time.stop(Instant::now());
         while gate.inside > 0 {
             gate = self.gate_changed.wait(gate).expect(UNPOISONED);
         }
@@ -57,14 +57,16 @@ impl GuestAccess {
     pub fn open_gate(&self) {
         let mut gate = lock(&self.gate);
         gate.closed = false;
-        gate.run_time.start(Instant::now());
+        gate.open_time.start(Instant::now());
         drop(gate);
         self.gate_changed.notify_all();
     }
 
-    /// For how long the gate has been open: a clock for devices that stands still while the machine is paused.
-    pub(super) fn run_time(&self) -> Duration {
-        lock(&self.gate).run_time.at(Instant::now())
+    /// A clock for devices that wait for what programs of the guest do: it stands still while the machine is paused, and, if
+    /// the vCPU knows, while the host is too busy to let it run.
+    pub(super) fn guest_time(&self) -> Duration {
+        let progress = self.vcpu.get().and_then(|vcpu| vcpu.progress());
+        progress.unwrap_or_else(|| lock(&self.gate).open_time.at(Instant::now()))
     }
 
     /// Waits until the gate is open, and keeps it from closing until the pass is dropped. `None` as soon as `stop`

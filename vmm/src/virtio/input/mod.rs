@@ -204,7 +204,7 @@ impl InputSender {
 
     /// Whether the guest's driver has taken all that was sent to any device of the same order.
     pub fn is_drained(&self) -> bool {
-        self.0.order.is_drained(self.0.run_time())
+        self.0.order.is_drained(self.0.guest_time())
     }
 }
 
@@ -221,8 +221,8 @@ impl Shared {
         self.order.send(self.device, frame, is_position)
     }
 
-    fn run_time(&self) -> Duration {
-        self.guest.get().map_or(Duration::ZERO, |guest| guest.run_time())
+    fn guest_time(&self) -> Duration {
+        self.guest.get().map_or(Duration::ZERO, |guest| guest.guest_time())
     }
 }
 
@@ -232,11 +232,11 @@ impl Outside for Shared {
     }
 
     fn due(&self) -> Option<Duration> {
-        self.order.due(self.device, self.run_time())
+        self.order.due(self.device, self.guest_time())
     }
 
     fn work(&self) {
-        self.order.deliver(self.device, self.run_time());
+        self.order.deliver(self.device, self.guest_time());
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! One queue for all devices: what hands did in turn arrives in turn. A frame leaves it when the guest's driver has taken
 //! the one before and a program had time to read that: evdev keeps 64 events of a keyboard for each reader and throws all of
-//! them away when another comes (SYN_DROPPED). Time is the machine's; while it is paused, and while nothing waits, no
-//! thread wakes.
+//! them away when another comes (SYN_DROPPED). Time is the guest's own, so that programs get theirs on a busy host, too; while
+//! the machine is paused, and while nothing waits, no thread wakes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -78,7 +78,7 @@ impl SavedFrame {
 #[derive(Clone, Copy)]
 struct Given {
     device: usize,
-    /// By the machine's clock.
+    /// By the guest's time.
     at: Duration,
     /// Buffers that its driver had offered before.
     buffers_before: u16,
@@ -96,7 +96,7 @@ impl Given {
     }
 }
 
-/// `now` is always the machine's clock.
+/// `now` is always [`super::GuestAccess::guest_time`].
 impl InputOrder {
     /// Adds a device; `kick` wakes its thread.
     pub(super) fn join(&self, name: &'static str, kick: Kick) -> usize {
