@@ -43,7 +43,7 @@ impl RunTime {
     }
 
     pub fn at(&self, now: Instant) -> Duration {
-        self.before + self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+        self.before.saturating_add(self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)))
     }
 }
 
@@ -67,7 +67,7 @@ impl GuestClock {
     pub fn now_ns(&self) -> u64 {
         match *self.lock() {
             Reading::Stopped { elapsed_ns } => elapsed_ns,
-            Reading::Running { origin_ns } => (monotonic_ns() - origin_ns).max(0) as u64,
+            Reading::Running { origin_ns } => monotonic_ns().saturating_sub(origin_ns).max(0) as u64,
         }
     }
 

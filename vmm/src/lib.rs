@@ -9,7 +9,10 @@ pub mod boot;
 pub mod bus;
 pub mod clock;
 pub mod devices;
+#[cfg(any(test, feature = "fake-driver"))]
+pub mod fuzz;
 pub mod layout;
+pub mod log_limit;
 pub mod machine;
 pub mod memory;
 pub mod snapshot;

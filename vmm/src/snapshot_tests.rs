@@ -137,3 +137,21 @@ fn a_failed_save_leaves_nothing() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     assert!(write(&dir.path().join("no/such/place"), "build 1", &state(), &ram()).is_err());
 }
+
+#[test]
+fn absurd_ram_is_refused_before_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = saved(&dir);
+    let bytes = std::fs::read(&path).unwrap();
+    let head_len = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+    let (head, states) = bytes[PREFIX_BYTES..].split_at(head_len);
+    let head = String::from_utf8(head.to_vec()).unwrap();
+    for size in [0, RAM_SIZE + 1, 1 << 38] {
+        let head = head.replace(&format!("\"ram_size\":{RAM_SIZE}"), &format!("\"ram_size\":{size}"));
+        let (front, length) = sealed(head.as_bytes(), &states[..13]);
+        std::fs::write(&path, front).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(length).unwrap();
+        let error = Snapshot::open(&path, "build 1").err().unwrap().to_string();
+        assert!(error.contains(&format!("guest RAM of {size} bytes")), "{error}");
+    }
+}

@@ -56,6 +56,7 @@ const CTLR_ENABLE_GROUP1: u32 = 1 << 1;
 const CTLR_ACK_GROUP1: u32 = 1 << 2;
 const CTLR_COMMON_BPR: u32 = 1 << 4;
 const CTLR_EOI_MODE: u32 = 1 << 9;
+const BINARY_POINT_MASK: u8 = 7;
 const GICC_CTLR_MASK: u32 = CTLR_ENABLE_GROUP0 | CTLR_ENABLE_GROUP1 | CTLR_ACK_GROUP1 | CTLR_COMMON_BPR | CTLR_EOI_MODE;
 
 /// Everything the controller remembers; bit `n % 32` of word `n / 32` is interrupt `n`.
@@ -148,7 +149,13 @@ impl Gic {
     /// Takes up a saved state and drives the CPU's interrupt input, which may have been restored to another level.
     pub fn restore(&self, state: GicState) {
         let mut inner = self.lock();
-        inner.state = state;
+        // As if the guest had written it.
+        inner.state = GicState {
+            cpu_control: state.cpu_control & GICC_CTLR_MASK,
+            binary_point: state.binary_point & BINARY_POINT_MASK,
+            aliased_binary_point: (state.aliased_binary_point & BINARY_POINT_MASK).max(1),
+            ..state
+        };
         inner.update();
         if let Some(cpu) = &inner.cpu {
             cpu.set_irq(inner.output);
@@ -388,8 +395,8 @@ impl GicState {
         match offset {
             GICC_CTLR => self.cpu_control = value & GICC_CTLR_MASK,
             GICC_PMR => self.priority_mask = value as u8,
-            GICC_BPR => self.binary_point = (value & 7) as u8,
-            GICC_ABPR => self.aliased_binary_point = (value & 7).max(1) as u8,
+            GICC_BPR => self.binary_point = value as u8 & BINARY_POINT_MASK,
+            GICC_ABPR => self.aliased_binary_point = (value as u8 & BINARY_POINT_MASK).max(1),
             GICC_EOIR | GICC_AEOIR => self.end_of_interrupt(value & 0x3ff),
             GICC_APR..0xe0 => self.active_priorities[(offset - GICC_APR) as usize / 4] = value,
             GICC_DIR if self.cpu_control & CTLR_EOI_MODE != 0 => self.deactivate(value & 0x3ff),

@@ -314,3 +314,15 @@ fn lines_out_of_range_are_ignored() {
     guest.gic.set_level(u32::MAX, true);
     assert!(!guest.irq());
 }
+
+#[test]
+fn a_damaged_state_is_taken_as_if_a_guest_had_written_it() {
+    let guest = Guest::new();
+    guest.enable(SPI);
+    guest.gic.set_level(SPI, true);
+    let json = serde_json::to_string(&guest.gic.save()).unwrap();
+    let json = json.replacen("\"binary_point\":0", "\"binary_point\":255", 1).replacen("\"aliased_binary_point\":1", "\"aliased_binary_point\":0", 1);
+    let other = Guest::new();
+    other.gic.restore(serde_json::from_str(&json).unwrap());
+    assert_eq!((other.cpu_read(GICC_BPR), other.cpu_read(GICC_ABPR)), (7, 1));
+}

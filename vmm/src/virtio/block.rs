@@ -107,7 +107,9 @@ impl Block {
         match result {
             Ok(()) => S_OK,
             Err(error) => {
-                tracing::warn!(%error, "disk file");
+                if self.queue.as_ref().is_some_and(VirtQueue::may_log) {
+                    tracing::warn!(%error, "disk file");
+                }
                 S_IOERR
             }
         }

@@ -42,6 +42,8 @@ const INWARD_BYTES_MAX: usize = 4096;
 const OUTWARD_BYTES_MAX: u64 = 256 << 10;
 /// Control messages that wait for the guest to offer buffers; a guest that asks for more without reading is broken.
 const CONTROL_PENDING_MAX: usize = 8 * PORTS_MAX;
+/// Buffers that a port takes or fills before others have their turn, lest a guest that goes on offering them keeps the device to itself.
+const TURN_CHAINS_MAX: usize = QUEUE_SIZE as usize;
 
 const CONTROL_IN: usize = 2;
 const CONTROL_OUT: usize = 3;
@@ -166,56 +168,66 @@ fn control_message(port: usize, event: u16, value: u16) -> Vec<u8> {
 }
 
 impl State {
-    /// Moves what can be moved for port `index`, both ways.
-    fn serve(&mut self, index: usize, channel: &UnixStream) {
-        self.serve_outward(index, channel);
-        self.serve_inward(index, channel);
+    /// Moves what can be moved for port `index`, both ways, in one turn; whether there may be more.
+    fn serve(&mut self, index: usize, channel: &UnixStream) -> bool {
+        self.serve_outward(index, channel) | self.serve_inward(index, channel)
     }
 
-    fn serve_outward(&mut self, index: usize, channel: &UnixStream) {
-        let Some(queues) = &self.queues else { return };
+    fn serve_outward(&mut self, index: usize, channel: &UnixStream) -> bool {
+        let Some(queues) = &self.queues else { return false };
         let (port, queue) = (&mut self.ports[index], &queues[port_queues(index).1]);
-        loop {
+        for _ in 0..TURN_CHAINS_MAX {
             match port.flush(channel) {
                 Flushed::All => {}
-                Flushed::Some => return,
-                Flushed::Ended => return self.end(index),
+                Flushed::Some => return false,
+                Flushed::Ended => {
+                    self.end(index);
+                    return false;
+                }
             }
-            let Some(mut chain) = queue.pop() else { return };
+            let Some(mut chain) = queue.pop() else { return false };
             if chain.readable_len() > OUTWARD_BYTES_MAX {
-                return queue.fail("a console buffer is too long");
+                queue.fail("a console buffer is too long");
+                return false;
             }
             if !port.closed {
                 port.outward.extend(chain.read_rest());
             }
             queue.complete(chain);
         }
+        true
     }
 
-    fn serve_inward(&mut self, index: usize, mut channel: &UnixStream) {
-        let Some(queues) = &self.queues else { return };
+    fn serve_inward(&mut self, index: usize, mut channel: &UnixStream) -> bool {
+        let Some(queues) = &self.queues else { return false };
         let (port, queue) = (&mut self.ports[index], &queues[port_queues(index).0]);
-        while port.guest_open && queue.has_available() {
+        for _ in 0..TURN_CHAINS_MAX {
+            if !port.guest_open || !queue.has_available() {
+                return false;
+            }
             if port.inward.is_empty() && !port.closed {
                 port.inward.resize(INWARD_BYTES_MAX, 0);
                 let read = channel.read(&mut port.inward);
                 port.inward.truncate(*read.as_ref().unwrap_or(&0));
                 match read {
-                    Ok(0) => return self.end(index),
-                    Ok(_) => {}
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                    Ok(1..) => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
                     Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                    Err(_) => return self.end(index),
+                    Ok(0) | Err(_) => {
+                        self.end(index);
+                        return false;
+                    }
                 }
             }
             if port.inward.is_empty() && port.closed {
-                return;
+                return false;
             }
-            let Some(mut chain) = queue.pop() else { return };
+            let Some(mut chain) = queue.pop() else { return false };
             let taken = chain.write(&port.inward);
             port.inward.drain(..taken);
             queue.complete(chain);
         }
+        true
     }
 
     /// The stream of port `index` has ended: nothing goes out any more, and the guest is told once.
@@ -249,6 +261,7 @@ impl State {
             queue.complete(chain);
             self.hear(message, names);
             if self.control.len() > CONTROL_PENDING_MAX {
+                self.control.truncate(CONTROL_PENDING_MAX);
                 return queue.fail("the guest does not read its console control messages");
             }
         }
@@ -317,7 +330,10 @@ impl Outside for Shared {
 
     fn work(&self) {
         let mut state = lock(&self.state);
-        self.channels.iter().enumerate().for_each(|(index, channel)| state.serve(index, channel));
+        let more = self.channels.iter().enumerate().fold(false, |more, (index, channel)| state.serve(index, channel) | more);
+        if more {
+            self.kick.kick();
+        }
     }
 }
 
@@ -357,7 +373,10 @@ impl VirtioDevice for Console {
         match (index, port_of_queue(index)) {
             (CONTROL_IN, _) => state.serve_control_in(),
             (CONTROL_OUT, _) => state.serve_control_out(&self.shared.names),
-            (_, Some(port)) => state.serve(port, &self.shared.channels[port]),
+            (_, Some(port)) => {
+                // The worker sees to what is left.
+                let _more = state.serve(port, &self.shared.channels[port]);
+            }
             _ => {}
         }
         drop(state);
@@ -386,7 +405,8 @@ impl VirtioDevice for Console {
             return Err(RestoreError::damaged("console", reason));
         }
         let fits = |p: &Port| p.inward.len() <= INWARD_BYTES_MAX && p.outward.len() as u64 <= OUTWARD_BYTES_MAX;
-        if saved.control.len() > CONTROL_PENDING_MAX + 2 || !saved.ports.iter().all(fits) {
+        // Of each port may have been said that it closed.
+        if saved.control.len() > CONTROL_PENDING_MAX + PORTS_MAX || !saved.ports.iter().all(fits) {
             return Err(RestoreError::damaged("console", "more is under way than can be"));
         }
         let mut state = lock(&self.shared.state);

@@ -224,3 +224,35 @@ fn tells_outside_whether_a_program_has_a_port_open() {
     say(&mut driver, 0, PORT_OPEN, 0);
     assert!(!ports.wait_open("org.pollux.gate", at_once));
 }
+
+#[test]
+fn a_guest_that_asked_for_too_much_can_be_saved_and_restored() {
+    let (device, _peers) = console(&["a"; PORTS_MAX]);
+    let mut driver = FakeDriver::started(device);
+    while !driver.needs_reset() {
+        driver.send(CONTROL_OUT, &[Part::Out(&control_message(0, DEVICE_READY, 1))]);
+        while driver.used(CONTROL_OUT).is_some() {}
+    }
+    let (device, _peers) = console(&["a"; PORTS_MAX]);
+    drop(driver.moved_to(device));
+}
+
+#[test]
+fn what_is_left_of_a_turn_is_served_in_the_next() {
+    let (mut driver, mut peers) = opened();
+    for round in 0..3_u8 {
+        for _ in 0..TURN_CHAINS_MAX {
+            driver.add(5, &[Part::Out(&[round])]);
+        }
+        driver.kick(5);
+        for _ in 0..TURN_CHAINS_MAX {
+            driver.wait_used(5);
+        }
+        let mut said = [0; TURN_CHAINS_MAX];
+        peers[1].read_exact(&mut said).unwrap();
+        assert_eq!(said, [round; TURN_CHAINS_MAX]);
+        // It is told of the next one, although its turn ended with the last that there was.
+        driver.transact(5, &[Part::Out(&[round])]);
+        peers[1].read_exact(&mut [0]).unwrap();
+    }
+}

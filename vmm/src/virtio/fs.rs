@@ -35,6 +35,8 @@ pub const MESSAGE_BYTES_MAX: usize = (1 << 20) + (8 << 10);
 const PENDING_MAX: usize = 512;
 /// While so much waits to go out, the guest's requests stay in the queue.
 const OUTWARD_BYTES_HIGH: usize = 1 << 20;
+/// Requests taken before others have their turn, lest a guest that goes on sending keeps the device to itself.
+const TURN_CHAINS_MAX: usize = PENDING_MAX;
 /// Bytes read from the stream at a time, and times a thread reads on before it lets others have the device.
 const PIECE_BYTES: usize = 64 << 10;
 const PIECES_MAX: usize = 64;
@@ -110,16 +112,20 @@ impl Fs {
 }
 
 impl State {
-    /// Takes requests from the guest as long as there is room for them outside.
-    fn serve_queue(&mut self, index: usize, channel: &UnixStream) {
-        let Some(queue) = self.queues.as_ref().and_then(|q| q.get(index)).cloned() else { return };
-        while self.outward.len() < OUTWARD_BYTES_HIGH && self.pending.len() < PENDING_MAX {
+    /// Takes requests from the guest as long as there is room for them outside, in one turn; whether there may be more.
+    fn serve_queue(&mut self, index: usize, channel: &UnixStream) -> bool {
+        let Some(queue) = self.queues.as_ref().and_then(|q| q.get(index)).cloned() else { return false };
+        let mut taken = 0;
+        while taken < TURN_CHAINS_MAX && self.outward.len() < OUTWARD_BYTES_HIGH && self.pending.len() < PENDING_MAX {
             let Some(chain) = queue.pop() else { break };
             if let Err(reason) = self.accept(index, &queue, chain) {
-                return queue.fail(reason);
+                queue.fail(reason);
+                return false;
             }
+            taken += 1;
         }
         self.flush(channel);
+        taken == TURN_CHAINS_MAX
     }
 
     fn accept(&mut self, index: usize, queue: &VirtQueue, mut chain: Chain) -> Result<(), &'static str> {
@@ -215,7 +221,9 @@ impl State {
         };
         let Some(queue) = self.queues.as_ref().map(|q| &q[pending.queue]) else { return };
         if reply.len() as u64 > pending.chain.writable_len() || error > 0 {
-            tracing::warn!(unique, error, len = reply.len(), "a FUSE reply that does not fit its request");
+            if queue.may_log() {
+                tracing::warn!(unique, error, len = reply.len(), "a FUSE reply that does not fit its request");
+            }
             return refuse(queue, pending.chain, pending.unique);
         }
         pending.chain.write(&reply[..8]);
@@ -275,7 +283,10 @@ impl Outside for Shared {
             state.receive(&self.channel);
         }
         // What had to stay in the queues may find room now.
-        (0..QUEUE_SIZES.len()).for_each(|index| state.serve_queue(index, &self.channel));
+        let more = (0..QUEUE_SIZES.len()).fold(false, |more, index| state.serve_queue(index, &self.channel) | more);
+        if more {
+            self.kick.kick();
+        }
         self.settled.notify_all();
     }
 }
@@ -310,8 +321,8 @@ impl VirtioDevice for Fs {
 
     fn notify(&mut self, index: usize) {
         let mut state = lock(&self.shared.state);
-        state.serve_queue(index, &self.shared.channel);
-        if !state.outward.is_empty() {
+        let more = state.serve_queue(index, &self.shared.channel);
+        if more || !state.outward.is_empty() {
             self.shared.kick.kick();
         }
     }

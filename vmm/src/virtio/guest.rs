@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::clock::RunTime;
+use crate::log_limit::LogLimit;
 use crate::memory::GuestRam;
 use crate::vcpu::{IrqChip, VcpuHandle};
 
@@ -19,6 +20,7 @@ pub struct GuestAccess {
     vcpu: OnceLock<Arc<dyn VcpuHandle>>,
     gate: Mutex<Gate>,
     gate_changed: Condvar,
+    log_limit: LogLimit,
 }
 
 struct Gate {
@@ -33,7 +35,7 @@ impl GuestAccess {
         let mut open_time = RunTime::default();
         open_time.start(Instant::now());
         let gate = Mutex::new(Gate { closed: false, inside: 0, open_time });
-        Arc::new(Self { ram, irq_chip, vcpu: OnceLock::new(), gate, gate_changed: Condvar::new() })
+        Arc::new(Self { ram, irq_chip, vcpu: OnceLock::new(), gate, gate_changed: Condvar::new(), log_limit: LogLimit::default() })
     }
 
     /// Names the vCPU that runs on this RAM. Devices are made before it is; until then nothing can be stale in it.
@@ -91,6 +93,11 @@ impl GuestAccess {
 
     pub(super) fn ram(&self) -> &GuestRam {
         &self.ram
+    }
+
+    /// Whether one more line that this guest caused may be logged.
+    pub(super) fn may_log(&self) -> bool {
+        self.log_limit.allows()
     }
 
     pub(super) fn irq_chip(&self) -> &dyn IrqChip {

@@ -85,116 +85,37 @@ fn tell(peers: &mut [UnixStream], bytes: &[u8]) {
     }
 }
 
-struct Script<'a>(&'a [u8]);
+/// Bytes as numbers and pieces; where they end, zeros and nothing.
+pub(crate) struct Script<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Script<'a> {
-    fn byte(&mut self) -> Option<u8> {
+    pub(crate) fn byte(&mut self) -> Option<u8> {
         self.take(1).first().copied()
     }
 
     /// Up to `len` bytes.
-    fn take(&mut self, len: usize) -> &'a [u8] {
+    pub(crate) fn take(&mut self, len: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(len.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
     /// As many bytes as the next byte says.
-    fn some(&mut self) -> &'a [u8] {
+    pub(crate) fn some(&mut self) -> &'a [u8] {
         let len = self.byte().unwrap_or(0);
         self.take(len.into())
     }
 
-    /// Little-endian; zeros where the script ends.
-    fn number(&mut self, len: usize) -> u64 {
+    /// All that is left.
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    /// Little-endian, of up to eight bytes; zeros where the script ends.
+    pub(crate) fn number(&mut self, len: usize) -> u64 {
         let mut bytes = [0; 8];
         let taken = self.take(len);
         bytes[..taken.len()].copy_from_slice(taken);
         u64::from_le_bytes(bytes)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rand::rngs::StdRng;
-    use rand::{Rng, SeedableRng};
-
-    use super::*;
-    use crate::virtio::block::Block;
-    use crate::virtio::console::{Console, PortSpec};
-    use crate::virtio::fs::Fs;
-    use crate::virtio::gpu::Gpu;
-    use crate::virtio::input::{Input, InputOrder};
-    use crate::virtio::net::Net;
-
-    const SCRIPTS: u64 = 300;
-    const SCRIPT_BYTES: usize = 3000;
-
-    /// Random scripts, each with its seed; afterwards the device must be good for an honest driver.
-    fn survive<D: VirtioDevice>(make: impl Fn() -> (D, Vec<UnixStream>)) {
-        for seed in 0..SCRIPTS {
-            let mut random = StdRng::seed_from_u64(seed);
-            // Mostly small numbers: they mean something more often.
-            let byte = |random: &mut StdRng| match random.random_bool(0.7) {
-                true => random.random_range(0..16),
-                false => random.random(),
-            };
-            let script: Vec<u8> = (0..SCRIPT_BYTES).map(|_| byte(&mut random)).collect();
-            let (device, mut peers) = make();
-            let mut driver = FakeDriver::started(device);
-            play(&mut driver, &mut peers, &script);
-            driver.start(u64::MAX);
-            assert!(!driver.needs_reset(), "seed {seed}");
-            let state = driver.transport.save();
-            FakeDriver::on(driver.ram(), make().0).transport.restore(&state).unwrap();
-        }
-    }
-
-    fn pair() -> (UnixStream, UnixStream) {
-        UnixStream::pair().unwrap()
-    }
-
-    #[test]
-    fn block_survives() {
-        survive(|| {
-            let file = tempfile::tempfile().unwrap();
-            file.set_len(1 << 20).unwrap();
-            (Block::new(file, false).unwrap(), vec![])
-        });
-    }
-
-    #[test]
-    fn console_survives() {
-        survive(|| {
-            let ((a, b), (c, d)) = (pair(), pair());
-            let port = |name: &str, channel| PortSpec { name: name.into(), channel };
-            (Console::new(vec![port("a", a), port("b", c)]).unwrap(), vec![b, d])
-        });
-    }
-
-    #[test]
-    fn fs_survives() {
-        survive(|| {
-            let (here, there) = pair();
-            (Fs::new("flash", here).unwrap(), vec![there])
-        });
-    }
-
-    #[test]
-    fn gpu_survives() {
-        survive(|| (Gpu::new(36, 72).unwrap(), vec![]));
-    }
-
-    #[test]
-    fn input_survives() {
-        survive(|| (Input::touch(36, 72, &InputOrder::default()).unwrap(), vec![]));
-    }
-
-    #[test]
-    fn net_survives() {
-        survive(|| {
-            let (here, there) = pair();
-            (Net::new([2, 0, 0, 0, 0, 1], here).unwrap(), vec![there])
-        });
     }
 }

@@ -264,7 +264,9 @@ impl<D: VirtioDevice> Transport for MmioTransport<D> {
         if [saved.driver.layouts.len(), saved.ready.len(), saved.progress.len()] != [count; 3] {
             return Err(self.damaged("it has another number of queues"));
         }
-        if saved.driver.features & !self.offered() != 0 {
+        // Before they are accepted, a driver may have written anything.
+        let accepted = saved.registers.device_status & (FEATURES_OK | DRIVER_OK) != 0;
+        if accepted && saved.driver.features & !self.offered() != 0 {
             return Err(self.damaged("its driver uses features that this device does not have"));
         }
         self.driver = saved.driver;

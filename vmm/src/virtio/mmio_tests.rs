@@ -161,6 +161,57 @@ fn too_many_descriptors_break_the_queue() {
 }
 
 #[test]
+fn empty_descriptors_count_as_well() {
+    for (count, breaks) in [(1024, false), (1025, true), (65535, true)] {
+        let mut driver = started();
+        let table = driver.allocate(16 * count);
+        for index in 0..count {
+            let (len, next) = if index + 1 < count { (0, F_NEXT) } else { (8, 0) };
+            driver.write_ram(table + 16 * index, &descriptor_bytes(RAM_BASE, len, F_WRITE | next, index as u16 + 1));
+        }
+        driver.raw_descriptor(0, 0, table, 16 * count as u32, F_INDIRECT, 0);
+        driver.offer(0, 0);
+        driver.kick(0);
+        assert_eq!(driver.needs_reset(), breaks, "{count}");
+    }
+}
+
+/// Counts what is logged, but for what is for developers.
+struct Lines(Arc<std::sync::atomic::AtomicU32>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::INFO
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_guest_that_breaks_its_queues_again_and_again_does_not_fill_the_log() {
+    let lines = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    tracing::subscriber::with_default(Lines(lines.clone()), || {
+        let mut driver = started();
+        for _ in 0..1000 {
+            driver.offer(0, 777);
+            driver.kick(0);
+            assert!(driver.needs_reset());
+            driver.start(u64::MAX);
+        }
+    });
+    // And one that says that it goes on.
+    assert_eq!(lines.load(std::sync::atomic::Ordering::SeqCst), crate::log_limit::BURST_LINES_MAX + 1);
+}
+
+#[test]
 fn indirect_tables_within_indirect_tables_break_the_queue() {
     let mut driver = started();
     let table = driver.allocate(16);
@@ -212,6 +263,18 @@ fn a_saved_transport_goes_on_where_it_stood() {
     for _ in 0..70 {
         assert_eq!(there.transact(0, &[Part::In(8)]).len(), 8);
     }
+}
+
+#[test]
+fn a_driver_that_asked_for_what_there_is_not_is_restored_and_asks_again() {
+    let mut driver = FakeDriver::new(Rng::new());
+    driver.write32(reg::STATUS, 3);
+    driver.accept(u64::MAX);
+    let mut there = driver.moved_to(Rng::new());
+    there.write32(reg::STATUS, 11);
+    assert_eq!(there.read32(reg::STATUS), 3);
+    there.start(u64::MAX);
+    assert_eq!(there.transact(0, &[Part::In(8)]).len(), 8);
 }
 
 #[test]

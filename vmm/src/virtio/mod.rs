@@ -2,8 +2,26 @@
 //!
 //! Every device has the same shape: a struct that implements [`VirtioDevice`] and is driven by [`MmioTransport`] on
 //! the vCPU thread; state that it shares, under one lock, with at most one thread of its own, which serves its
-//! outside half (a [`worker`]); and, where somebody outside talks to it, a handle that can be cloned and sent. Guests
-//! cannot panic, hang or grow the host: each module opens with its limits, by name.
+//! outside half (a [`worker`]); and, where somebody outside talks to it, a handle that can be cloned and sent.
+//!
+//! Guests cannot panic, hang or grow the host. What they may try, what bounds it, and what happens beyond:
+//!
+//! | attempt | limit | beyond it |
+//! |---|---|---|
+//! | descriptor loops, endless chains | `queue::CHAIN_DESCRIPTORS_MAX`, 4 GiB in a chain | the queue breaks until the device is reset |
+//! | queue floods | each device's `QUEUE_SIZE`; on device threads `TURN_CHAINS_MAX` | the queue breaks; others have their turn |
+//! | giant requests | `block::REQUEST_BYTES_MAX`, `rng::REQUEST_BYTES_MAX` | an error; less is given |
+//! | file requests | `fs::MESSAGE_BYTES_MAX`, `PENDING_MAX`, `OUTWARD_BYTES_HIGH` | the queue breaks; requests stay in it |
+//! | network floods | `net::FRAME_BYTES_MAX`, `OUTWARD_BYTES_MAX` | frames are dropped |
+//! | console floods | `console::OUTWARD_BYTES_MAX`, `CONTROL_PENDING_MAX`; serial port: the sink's own | the queue breaks; buffers stay in it |
+//! | absurd screens | `gpu::SCREEN_SIDE_MAX`, `RESOURCE_PIXELS_MAX` | refused |
+//! | graphics memory | `gpu::RESOURCES_MAX`, `PIXELS_MAX`, `ENTRIES_MAX`, `screen::DAMAGE_MAX` | refused; damage becomes the whole screen |
+//! | input that is not taken | `input::WAITING_EVENTS_MAX`, `LIFTING_EVENTS_MAX`, `FRAME_EVENTS_MAX` | the sender gets an error |
+//! | interrupt storms | a line is level-triggered and so one bit; timers of x86-64: `chips::LOOK_GAP_NS` | they are the guest's own time |
+//! | log floods | [`crate::log_limit`]: `BURST_LINES_MAX`, `LINE_EVERY` | lines are left out, once said |
+//! | saved machines | `snapshot::HEAD_BYTES_MAX`, `STATE_BYTES_MAX`, [`crate::memory::check_size`] | refused |
+//!
+//! `fuzz` tries them.
 //!
 //! To assemble: make one [`GuestAccess`], one `MmioTransport` per device, put these on the bus, make the vCPU, and
 //! [`GuestAccess::connect`] its handle. To pause: stop the vCPU, [`Transport::quiesce`] each,

@@ -17,8 +17,8 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 use super::guest::{GuestAccess, lock};
 use super::interrupt::Interrupt;
 
-/// Descriptors in one chain. No driver of ours sends more than 260 (a 1 MiB FUSE read by pages); QEMU's limit is the
-/// same.
+/// Descriptors in one chain, empty ones included. No driver of ours sends more than 260 (a 1 MiB FUSE read by pages); QEMU's limit
+/// is the same.
 const CHAIN_DESCRIPTORS_MAX: usize = 1024;
 /// Size of a split ring's parts for `n` entries (virtio 1.2, 2.7).
 const DESCRIPTOR_SIZE: u64 = 16;
@@ -161,6 +161,11 @@ impl VirtQueue {
         self.is_ready() && !self.is_broken()
     }
 
+    /// Whether one more line that the guest caused may be logged.
+    pub(super) fn may_log(&self) -> bool {
+        self.0.guest.may_log()
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         lock(&self.0.queue).ready()
     }
@@ -210,7 +215,7 @@ impl VirtQueue {
     /// Breaks the queue for a reason found outside it.
     pub(super) fn break_down(&self, error: &QueueError) {
         let first = !self.0.broken.swap(true, Ordering::AcqRel);
-        if first {
+        if first && self.0.guest.may_log() {
             tracing::warn!(queue = self.0.name, %error, "the driver broke a queue");
         }
         self.0.interrupt.needs_reset();
@@ -271,10 +276,10 @@ impl Chain {
         let malformed = |reason| QueueError::Chain { head, reason };
         let mut state = ChainState { head, readable: Vec::new(), writable: Vec::new() };
         let mut more = true;
-        for descriptor in descriptors {
+        for (index, descriptor) in descriptors.enumerate() {
             more = descriptor.has_next();
             let span = Span { address: descriptor.addr().raw_value(), len: descriptor.len() };
-            if state.readable.len() + state.writable.len() == CHAIN_DESCRIPTORS_MAX {
+            if index == CHAIN_DESCRIPTORS_MAX {
                 return Err(malformed("it has too many descriptors"));
             }
             if span.len > 0 && !span.lies_in(guest.ram().as_ref()) {

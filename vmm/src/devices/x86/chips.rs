@@ -28,6 +28,9 @@ use crate::vcpu::{IrqChip, VcpuHandle};
 /// Line of the 8254, and the pin to which a PC wires it.
 const PIT_LINE: u32 = 0;
 const PIT_PIN: u32 = 2;
+/// The alarm looks at the timers no more often, so that a guest that sets one to a nanosecond gets no CPU of the host's for it;
+/// as in KVM (min_timer_period_us).
+const LOOK_GAP_NS: u64 = 200_000;
 /// Port 0x61: gate of channel 2, speaker, refresh (which toggles), output of channel 2.
 const SPEAKER_GATE: u8 = 1 << 0;
 const SPEAKER_WRITABLE: u8 = 3;
@@ -56,6 +59,8 @@ pub struct Chips {
 #[derive(Default)]
 struct Inner {
     state: ChipsState,
+    /// When the alarm last looked at the timers.
+    looked_ns: u64,
     output: bool,
     cpu: Option<Arc<dyn VcpuHandle>>,
 }
@@ -66,6 +71,7 @@ impl Chips {
         let weak: Weak<Self> = Arc::downgrade(&chips);
         let alarm = Alarm::new(move || {
             if let Some(chips) = weak.upgrade() {
+                chips.lock().looked_ns = chips.clock.now_ns();
                 chips.with(|_, _| ());
             }
         })?;
@@ -110,7 +116,7 @@ impl Chips {
     /// Takes up a saved state; the guest's clock has been restored already.
     pub fn restore(&self, state: ChipsState) {
         let mut inner = self.lock();
-        inner.state = state;
+        inner.state = ChipsState { lapic: state.lapic.restored(), ..state };
         inner.output = inner.state.output();
         if let Some(cpu) = &inner.cpu {
             cpu.set_irq(inner.output);
@@ -150,14 +156,21 @@ impl Chips {
                 cpu.set_irq(output);
             }
         }
-        let due_ns = inner.state.due_ns(now_ns).filter(|_| self.clock.is_running());
-        let alarm = self.alarm.get().expect("made with the chips");
-        alarm.set(due_ns.map(|due_ns| Duration::from_nanos(due_ns.saturating_sub(now_ns))));
+        let wait = inner.wait(now_ns).filter(|_| self.clock.is_running());
+        self.alarm.get().expect("made with the chips").set(wait);
         result
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("the chips do not panic while they hold their lock")
+    }
+}
+
+impl Inner {
+    /// How long after `now_ns` the alarm is to look at the timers.
+    fn wait(&self, now_ns: u64) -> Option<Duration> {
+        let due_ns = self.state.due_ns(now_ns)?.max(self.looked_ns.saturating_add(LOOK_GAP_NS));
+        Some(Duration::from_nanos(due_ns.saturating_sub(now_ns)))
     }
 }
 

@@ -158,3 +158,36 @@ fn odd_accesses_are_harmless() {
     }
     assert_eq!(board.chips.save(), before);
 }
+
+#[test]
+fn timers_of_nanoseconds_are_looked_at_seldom() {
+    const LOOKED_NS: u64 = 1_000_000;
+    let wait = |board: &Board, now_ns: u64| {
+        let mut inner = board.chips.lock();
+        inner.looked_ns = LOOKED_NS;
+        inner.wait(now_ns).map(|wait| wait.as_nanos() as u64)
+    };
+    let apic = board();
+    apic.lapic(0xf0, 0x1ff);
+    apic.lapic(0x320, 0x2_0041);
+    apic.lapic(0x380, 1);
+    assert_eq!(wait(&apic, LOOKED_NS + 1), Some(LOOK_GAP_NS - 1));
+    apic.lapic(0x380, 5_000_000);
+    assert_eq!(wait(&apic, 0), Some(10_000_000), "it divides by two; what is due later is in time");
+    let pit = board();
+    pit.port(0x43, 0x34);
+    pit.port(0x40, 1);
+    pit.port(0x40, 0);
+    assert_eq!(wait(&pit, LOOKED_NS + 1), Some(LOOK_GAP_NS - 1));
+}
+
+#[test]
+fn a_damaged_state_has_no_timer_without_a_period() {
+    let board = board();
+    let json = serde_json::to_string(&board.chips.save()).unwrap().replacen("\"expired\":true", "\"expired\":false", 1);
+    board.chips.restore(serde_json::from_str(&json).unwrap());
+    board.lapic(0x320, 0x2_0041);
+    let mut count = [7; 4];
+    board.bus.read(layout::LAPIC.base + 0x390, &mut count);
+    assert_eq!(count, [0; 4]);
+}

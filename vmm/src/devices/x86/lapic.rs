@@ -75,6 +75,11 @@ fn place(vector: u8) -> (usize, u32) {
 }
 
 impl LocalApic {
+    /// A state that was saved, as it can be: no period is zero.
+    pub(super) fn restored(self) -> Self {
+        Self { expired: self.expired || self.initial_count == 0, ..self }
+    }
+
     /// A message has come for this CPU. Vectors below 16 are illegal.
     pub(super) fn request(&mut self, vector: u8, level: bool) {
         if vector < 16 || self.spurious & SPURIOUS_ENABLED == 0 {

@@ -79,9 +79,9 @@ impl Channel {
         let (start, period) = (self.started_ns?, self.period());
         let passed = ticks(now_ns.saturating_sub(start));
         if self.is_periodic() {
-            return Some(start + ns((passed / period + 1) * period));
+            return Some(start.saturating_add(ns((passed / period + 1) * period)));
         }
-        (passed < period).then(|| start + ns(period))
+        (passed < period).then(|| start.saturating_add(ns(period)))
     }
 
     fn write(&mut self, value: u8, now_ns: u64) {

@@ -25,6 +25,8 @@ const CONTROL_QUEUE: usize = 0;
 const F_EDID: u64 = 1 << 1;
 const SCANOUT: u32 = 0;
 
+/// Pixels of a side of the screen, whoever chooses it: what clients of remote screens take.
+const SCREEN_SIDE_MAX: u32 = 4096;
 /// Resources at a time: a handful per program that draws.
 const RESOURCES_MAX: usize = 256;
 /// Pixels of one resource: a 4K panel.
@@ -74,7 +76,7 @@ struct SavedResource {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("a screen of {width} x {height} pixels: each side must have 1 to 4096")]
+#[error("a screen of {width} x {height} pixels: each side must have 1 to {SCREEN_SIDE_MAX}, and all {RESOURCE_PIXELS_MAX} at most")]
 pub struct ScreenSizeError {
     width: u32,
     height: u32,
@@ -83,9 +85,10 @@ pub struct ScreenSizeError {
 impl Gpu {
     /// A panel of so many pixels, black.
     pub fn new(width: u32, height: u32) -> Result<Self, ScreenSizeError> {
-        let fits = (1..=4096).contains(&width) && (1..=4096).contains(&height) && width * height <= RESOURCE_PIXELS_MAX;
-        let screen = || Screen::new(width, height);
-        fits.then(|| Self { width, height, screen: screen(), driver: None }).ok_or(ScreenSizeError { width, height })
+        if !is_screen(width, height) {
+            return Err(ScreenSizeError { width, height });
+        }
+        Ok(Self { width, height, screen: Screen::new(width, height), driver: None })
     }
 
     pub fn screen(&self) -> Screen {
@@ -175,7 +178,7 @@ impl Driver {
 
     fn set_scanout(&mut self, screen: &Screen, scanout: Scanout) -> Result<(), GpuError> {
         let resource = self.resources.get(&scanout.id).ok_or(GpuError::InvalidResource)?;
-        if !scanout.rect.fits(resource.width, resource.height) {
+        if !scanout.rect.fits(resource.width, resource.height) || !is_screen(scanout.rect.width, scanout.rect.height) {
             return Err(GpuError::InvalidParameter);
         }
         self.scanout = Some(scanout);
@@ -267,6 +270,10 @@ impl VirtioDevice for Gpu {
         let damaged = |reason: &str| RestoreError::damaged("gpu", reason);
         let saved: Saved = state.fields("gpu")?;
         let mut pixels = state.blob.as_slice();
+        let (width, height) = saved.screen;
+        if !is_screen(width, height) {
+            return Err(damaged("the screen is of an impossible size"));
+        }
         if let Some(driver) = &mut self.driver {
             for resource in &saved.resources {
                 driver.restore(resource, &mut pixels).ok_or_else(|| damaged("a resource is"))?;
@@ -277,11 +284,13 @@ impl VirtioDevice for Gpu {
             if !saved.scanout.iter().all(shows) {
                 return Err(damaged("the scanout shows nothing"));
             }
+            if saved.scanout.is_some_and(|s| (s.rect.width, s.rect.height) != saved.screen) {
+                return Err(damaged("the scanout is not as large as the screen"));
+            }
             driver.scanout = saved.scanout;
         }
-        let (width, height) = saved.screen;
         let count = u64::from(width) * u64::from(height);
-        let pixels = take_pixels(&mut pixels, count).filter(|_| pixels.is_empty() && count > 0);
+        let pixels = take_pixels(&mut pixels, count).filter(|_| pixels.is_empty());
         let pixels = pixels.ok_or_else(|| damaged("the screen is"))?;
         self.screen.change(|frame| frame.replace(width, height, pixels));
         Ok(())
@@ -296,6 +305,11 @@ impl Driver {
         resource.pixels = take_pixels(pixels, resource.pixels.len() as u64)?;
         Some(())
     }
+}
+
+fn is_screen(width: u32, height: u32) -> bool {
+    let side = 1..=SCREEN_SIDE_MAX;
+    side.contains(&width) && side.contains(&height) && width * height <= RESOURCE_PIXELS_MAX
 }
 
 fn take_pixels(bytes: &mut &[u8], count: u64) -> Option<Vec<u32>> {

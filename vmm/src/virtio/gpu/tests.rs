@@ -320,3 +320,34 @@ fn a_reset_forgets_everything() {
     assert_eq!(pixel(&screen, 0, 0), 0);
     assert_eq!(create(&mut driver, 1, 2), OK);
 }
+
+#[test]
+fn a_screen_of_absurd_size_is_refused() {
+    let (mut driver, screen) = started();
+    // As many pixels as a resource may have, in one row.
+    assert_eq!(ask(&mut driver, 0x101, &[9, 2, RESOURCE_PIXELS_MAX, 1]), OK);
+    assert_eq!(set_scanout(&mut driver, [0, 0, SCREEN_SIDE_MAX + 1, 1], 9), 0x1205);
+    assert_eq!(screen.look(|frame| (frame.width(), frame.height())), (WIDTH, HEIGHT));
+    assert_eq!(set_scanout(&mut driver, [0, 0, SCREEN_SIDE_MAX, 1], 9), OK);
+    assert_eq!(screen.look(|frame| (frame.width(), frame.height())), (SCREEN_SIDE_MAX, 1));
+    assert!(Gpu::new(SCREEN_SIDE_MAX, SCREEN_SIDE_MAX).is_err());
+}
+
+#[test]
+fn a_saved_screen_must_be_as_large_as_what_it_shows() {
+    let (mut driver, _) = started();
+    backed(&mut driver, 3);
+    set_scanout(&mut driver, WHOLE, 3);
+    let state = driver.transport.save();
+    let restored = |screen: &str, pixels: usize| {
+        let (json, blob) = state[4..].split_at(u32::from_le_bytes(state[..4].try_into().unwrap()) as usize);
+        let json = String::from_utf8(json.to_vec()).unwrap().replace("\"screen\":[36,72]", &format!("\"screen\":{screen}"));
+        let of_resource = &blob[..(WIDTH * HEIGHT * 4) as usize];
+        let state = [&(json.len() as u32).to_le_bytes()[..], json.as_bytes(), of_resource, &vec![0; pixels * 4]].concat();
+        FakeDriver::on(driver.ram(), Gpu::new(WIDTH, HEIGHT).unwrap()).transport.restore(&state)
+    };
+    restored("[36,72]", 36 * 72).unwrap();
+    for (screen, pixels) in [("[1,1]", 1), ("[72,36]", 36 * 72), ("[0,72]", 0), ("[5000,1]", 5000)] {
+        assert!(restored(screen, pixels).is_err(), "{screen}");
+    }
+}
