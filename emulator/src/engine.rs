@@ -258,6 +258,12 @@ impl Kick {
         Arc::new(Self { uc: Mutex::new(uc), kick })
     }
 
+    /// One whose engine is closed.
+    #[cfg(test)]
+    pub(crate) fn of_nobody() -> Arc<Self> {
+        Self::new(ptr::null_mut(), sys::uc_machine_kick)
+    }
+
     /// The engine is about to be closed.
     pub(crate) fn release(&self) {
         *self.lock() = ptr::null_mut();

@@ -197,8 +197,7 @@ mod tests {
     use super::*;
 
     fn handle() -> Arc<Handle> {
-        unsafe extern "C" fn nothing(_: *mut unicorn_engine_sys::uc_engine) {}
-        Handle::new(Kick::new(std::ptr::null_mut(), nothing))
+        Handle::new(Kick::of_nobody())
     }
 
     /// Lets time pass without progress of this thread's CPU time being of any account.

@@ -23,6 +23,10 @@ try {
   await manager(await open(), passwords.mia);
   if (failures.length > 0) throw new Error(`what no user should meet: ${failures.join('; ')}`);
   console.log('the console works');
+} catch (error) {
+  const open = browser.contexts().flatMap((context) => context.pages());
+  await Promise.all(open.map((page, index) => picture(page, `failed-${index}`)));
+  throw error;
 } finally {
   await browser.close();
 }
