@@ -9,10 +9,8 @@ pub const BURST_LINES_MAX: u32 = 20;
 pub const LINE_EVERY: Duration = Duration::from_secs(60);
 
 /// One for all lines that one origin can cause.
-#[derive(Default)]
 pub struct LogLimit(Mutex<State>);
 
-#[derive(Default)]
 struct State {
     /// Lines of the burst that have been used, and are not yet given back.
     used: u32,
@@ -20,7 +18,17 @@ struct State {
     since: Option<Instant>,
 }
 
+impl Default for LogLimit {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl LogLimit {
+    pub const fn new() -> Self {
+        Self(Mutex::new(State { used: 0, since: None }))
+    }
+
     /// Whether one more line may be logged. The last that may says that others will not be.
     pub fn allows(&self) -> bool {
         let mut state = self.0.lock().expect("nobody panics while counting lines");
@@ -53,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_cut_to_a_burst_and_then_to_a_line_a_minute() {
-        let (mut state, start) = (State::default(), Instant::now());
+        let (mut state, start) = (State { used: 0, since: None }, Instant::now());
         let mut lines_at = |seconds: u64| (0..10_000).filter(|_| state.take(start + Duration::from_secs(seconds))).count();
         assert_eq!(lines_at(0), BURST_LINES_MAX as usize);
         assert_eq!(lines_at(59), 0);

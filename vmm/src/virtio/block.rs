@@ -315,6 +315,17 @@ mod tests {
     }
 
     #[test]
+    fn a_giant_request_fails_alone() {
+        let file = disk();
+        file.set_len(2 * REQUEST_BYTES_MAX).unwrap();
+        let mut driver = started(&file, false);
+        for (len, status) in [(REQUEST_BYTES_MAX, S_OK), (REQUEST_BYTES_MAX + SECTOR_BYTES, S_IOERR)] {
+            driver.send(0, &[Part::Out(&header(T_IN, 0)), Part::In(len as u32), Part::In(1)]);
+            assert_eq!(driver.used(0).unwrap().data.last(), Some(&status));
+        }
+    }
+
+    #[test]
     fn truncated_requests_need_a_reset() {
         for parts in [&[Part::Out(&[0; 15]), Part::In(1)][..], &[Part::Out(&[0; 16])][..], &[Part::In(513)][..]] {
             let mut driver = started(&disk(), false);

@@ -56,3 +56,15 @@ impl VirtioDevice for Rng {
         self.queue = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::fake_driver::{FakeDriver, Part};
+
+    #[test]
+    fn a_giant_request_gets_what_one_may_have() {
+        let mut driver = FakeDriver::started(Rng::new());
+        assert_eq!(driver.transact(0, &[Part::In(8 << 20)]).len() as u64, REQUEST_BYTES_MAX);
+    }
+}

@@ -351,3 +351,32 @@ fn a_saved_screen_must_be_as_large_as_what_it_shows() {
         assert!(restored(screen, pixels).is_err(), "{screen}");
     }
 }
+
+#[test]
+fn backing_entries_are_bounded_in_number() {
+    let (mut driver, _) = started();
+    let attach = |driver: &mut FakeDriver<Gpu>, id: u32, count: u32| {
+        let entries = [RAM_BASE as u32, 0, 4, 0].repeat(count as usize);
+        ask(driver, 0x106, &[&[id, count], entries.as_slice()].concat())
+    };
+    let resources = ENTRIES_MAX as u32 / BACKING_ENTRIES_MAX;
+    (1..=resources + 1).for_each(|id| assert_eq!(create(&mut driver, id, 2), OK));
+    assert_eq!(attach(&mut driver, 1, BACKING_ENTRIES_MAX + 1), 0x1200);
+    (1..=resources).for_each(|id| assert_eq!(attach(&mut driver, id, BACKING_ENTRIES_MAX), OK));
+    assert_eq!(attach(&mut driver, resources + 1, 1), 0x1201);
+}
+
+#[test]
+fn damage_is_bounded_in_number() {
+    let (mut driver, screen) = started();
+    let [first, _] = backed(&mut driver, 1);
+    set_scanout(&mut driver, WHOLE, 1);
+    for colour in 1..=1000 {
+        draw_row(&driver, first, colour);
+        transfer(&mut driver, WHOLE, 0, 1);
+        flush(&mut driver, [0, 0, WIDTH, 1], 1);
+    }
+    assert_eq!(screen.look(|frame| frame.damage_since(frame.generation() - 10)).len(), 10);
+    let whole = Rect { x: 0, y: 0, width: WIDTH, height: HEIGHT };
+    assert_eq!(screen.look(|frame| frame.damage_since(1)), [whole]);
+}
