@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use flash::{BaseId, Flash, FlashError, GuestChange, Lead, Listed, TwinView};
 use image_builder::{Image, ImageError};
@@ -308,6 +309,11 @@ impl TwinFlash {
         let applied = flash.apply_event(position, event).map_err(|source| failed(flash.phone(), source))?;
         let text = |path: &PhonePath| String::from_utf8_lossy(path.as_bytes()).into_owned();
         Ok(applied.paths.iter().map(text).collect())
+    }
+
+    /// How much longer the guest must change nothing to have been quiet for `quiet`.
+    pub fn quiet_in(&self, quiet: Duration) -> Duration {
+        self.view.quiet_for().map_or(Duration::ZERO, |for_now| quiet.saturating_sub(for_now))
     }
 
     /// Hands the lead to the guest, whose completed changes go to `changes`, or back to the phone. Blocks while `changes` is full.

@@ -467,3 +467,15 @@ fn limits_are_the_guests_errors() {
     assert_eq!(twin.view.read(file, 79 << 20, 1 << 20).unwrap(), block);
     assert_eq!(twin.view.read(file, 1, 1 << 20).unwrap(), block);
 }
+
+#[test]
+fn only_what_the_guest_changes_ends_its_quiet() {
+    let mut twin = Twin::new();
+    twin.phone_put("/r/b", 9);
+    twin.view.lookup(ROOT_INO, b"r").unwrap();
+    assert_eq!(twin.view.quiet_for(), None);
+    ops(&mut twin, &[Op::Write("/r/b".into(), 0, 7, false)]);
+    let quiet = twin.view.quiet_for().unwrap();
+    twin.phone_put("/r/b", 8);
+    assert!(twin.view.quiet_for().unwrap() >= quiet);
+}

@@ -27,6 +27,10 @@ const STILL: Duration = Duration::from_millis(600);
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// How often we look whether it is: nothing tells us.
 const DRAIN_LOOK: Duration = Duration::from_millis(2);
+/// A guest that has changed no file for so long has ended what it was at: the gaps within one transaction of a database are shorter.
+const QUIET: Duration = Duration::from_millis(150);
+/// One that does not come to an end by then writes all the time; its phone's files are put under its hands.
+const QUIET_MAX: Duration = Duration::from_secs(2);
 /// Paths in one poke: keeps the line below what the machine's process takes.
 const POKE_BYTES_MAX: usize = 32 * 1024;
 
@@ -141,6 +145,7 @@ impl Feeder {
         if !matches!(event.kind, Kind::File(_)) || position <= self.beginning.files {
             return;
         }
+        self.quiet().await;
         let flash = self.flash.clone();
         match tokio::task::spawn_blocking(move || flash.apply(position, &event)).await {
             Ok(Ok(paths)) => self.poke(paths).await,
@@ -206,6 +211,19 @@ impl Feeder {
             }
         }
         false
+    }
+
+    /// Waits until the guest has ended what it was at. It does what its phone did, and the phone's file that replaces its own in the midst
+    /// of that - the journal of a database, gone already when the guest comes to remove it - would be a failing disk to its programs.
+    async fn quiet(&self) {
+        let give_up = Instant::now() + QUIET_MAX;
+        loop {
+            let left = self.flash.quiet_in(QUIET).min(give_up.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
     }
 
     /// Waits until the guest has taken the input it was given before.

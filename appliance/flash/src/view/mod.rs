@@ -17,6 +17,7 @@ mod paged;
 mod save;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use sync_protocol::event::Origin;
@@ -64,6 +65,8 @@ struct State {
     listing: Option<ops::Listing>,
     /// Rises with every change that a listing could show.
     version: u64,
+    /// When the guest last changed something.
+    changed_at: Option<Instant>,
 }
 
 impl TwinView {
@@ -102,6 +105,11 @@ impl TwinView {
         }
         state.lead = lead;
         Ok(())
+    }
+
+    /// For how long the guest has changed nothing; `None` if it never has, since it began or was restored.
+    pub fn quiet_for(&self) -> Option<Duration> {
+        self.shared.lock().changed_at.map(|at| at.elapsed())
     }
 
     /// Completes every file that the guest has written and not closed; in drive they are announced.

@@ -1,7 +1,7 @@
 //! The operations of a guest's file system. Each is one step: it sees and leaves a consistent view.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use nix::errno::Errno;
 use sync_protocol::limits::LINK_TARGET_BYTES_MAX;
@@ -236,7 +236,10 @@ impl TwinView {
     ) -> OpResult<T> {
         match self.shared.read_only {
             true => Err(Errno::EROFS),
-            false => self.shared.with(operation),
+            false => self.shared.with(|tree, state| {
+                state.changed_at = Some(Instant::now());
+                operation(tree, state)
+            }),
         }
     }
 
