@@ -21,7 +21,7 @@ const TESTS: &str = "tests";
 /// Files that may contain `unsafe`, each for what DESIGN.md grants it.
 const UNSAFE: &[&str] = &[
     "vmm/src/memory.rs",
-    "vmm/src/vcpu/kvm.rs",
+    "vmm/src/vcpu/kvm/sys.rs",
     "emulator/src/engine.rs",
     "emulator/src/x86/engine.rs",
     "sync-agent/src/control_points/files/fanotify.rs",

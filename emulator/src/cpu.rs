@@ -13,7 +13,7 @@ use vmm::alarm::Alarm;
 use vmm::bus::Bus;
 use vmm::layout;
 use vmm::memory::GuestRam;
-use vmm::vcpu::{IrqChip, Vcpu, VcpuError, VcpuExit, VcpuHandle};
+use vmm::vcpu::{IrqChip, Vcpu, VcpuError, VcpuExit, VcpuHandle, saved};
 
 use crate::engine::{Around, Engine, EngineError, Running, SystemRegister, Timer};
 use crate::handle::Handle;
@@ -154,11 +154,11 @@ impl Vcpu for UnicornCpu {
 
     fn save(&mut self) -> Result<Vec<u8>, VcpuError> {
         let elapsed_ns = self.engine.around().clock.get().elapsed_ns(monotonic_ns());
-        Ok(crate::state::encode(&self.identity(), elapsed_ns, &self.engine.save()))
+        Ok(saved::encode(&self.identity(), elapsed_ns, &self.engine.save()))
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), VcpuError> {
-        let (elapsed_ns, registers) = crate::state::decode(&self.identity(), state)?;
+        let (elapsed_ns, registers) = saved::decode(&self.identity(), state)?;
         if !self.engine.restore(registers) {
             return Err(VcpuError::DamagedState(format!("{} bytes of registers are not what this engine has", registers.len())));
         }

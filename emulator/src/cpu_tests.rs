@@ -1,13 +1,9 @@
 //! The CPU on small programs of its own: what Linux only shows by hanging.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
-use vmm::bus::MmioDevice;
-use vmm::layout::Region;
 use vmm::memory;
 
 use super::*;
@@ -18,8 +14,6 @@ const CODE: u64 = layout::RAM_BASE;
 const VECTORS: u64 = layout::RAM_BASE + 0x1_0000;
 const FUNCTION: u64 = layout::RAM_BASE + 0x2_0000;
 const TABLES: u64 = layout::RAM_BASE + 0x3_0000;
-const DATA: u64 = layout::RAM_BASE + 0x4_0000;
-const DEVICE: Region = Region { base: 0x0900_0000, size: 0x1000 };
 
 const SVC: &[u32] = &[
     0xd518c00a, // msr vbar_el1, x10
@@ -39,13 +33,6 @@ const REPORT: &[u32] = &[
     0x52800100, // mov w0, #0x8
     0x72b08000, // movk w0, #0x8400, lsl #16
     0xd4000002, // hvc #0
-];
-const COUNT: &[u32] = &[
-    0xf9400141, // loop: ldr x1, [x10]
-    0x91000421, // add x1, x1, #1
-    0xf9000141, // str x1, [x10]
-    0x91000442, // add x2, x2, #1
-    0x17fffffc, // b loop
 ];
 /// x10: vectors, x11: ticks between interrupts, x12: interrupts wanted.
 const TIMER_IDLE: &[u32] = &[
@@ -83,17 +70,6 @@ const TIMER_IRQ: &[u32] = &[
     0xd51be20b, // msr cntp_tval_el0, x11
     0xd69f03e0, // spurious: eret
 ];
-/// x10: the function, x11: a device register; x2, x3: what the function gave before and after touching the device.
-const CALL_DEVICE_CALL: &[u32] = &[
-    0xd63f0140, // blr x10
-    0xaa0003e2, // mov x2, x0
-    0xb900017f, // str wzr, [x11]
-    0xd63f0140, // blr x10
-    0xaa0003e3, // mov x3, x0
-    0x52800100, // mov w0, #0x8
-    0x72b08000, // movk w0, #0x8400, lsl #16
-    0xd4000002, // hvc #0
-];
 /// x10: TTBR0, x11: TCR, x12: MAIR, x13: SCTLR, x14: the function, x15: the same by its other address,
 /// w16: an instruction.
 const CALL_ALIAS_CALL: &[u32] = &[
@@ -117,11 +93,6 @@ const CALL_ALIAS_CALL: &[u32] = &[
 const MOV_X0_1: u32 = 0xd2800020;
 const MOV_X0_2: u32 = 0xd2800040;
 const RET: u32 = 0xd65f03c0;
-const WFI_FOR_EVER: &[u32] = &[
-    0xd503207f, // again: wfi
-    0x17ffffff, // b again
-];
-
 /// A distributor of one line: the timer's.
 #[derive(Default)]
 struct Line(Mutex<Option<Arc<dyn VcpuHandle>>>);
@@ -172,10 +143,6 @@ impl Board {
     fn register(&self, register: Register) -> u64 {
         self.cpu.engine.register(register)
     }
-
-    fn word(&self, address: u64) -> u64 {
-        self.ram.read_obj(GuestAddress(address)).unwrap()
-    }
 }
 
 #[test]
@@ -212,34 +179,6 @@ fn the_timer_interrupts_an_idle_guest_and_a_busy_one() {
     }
 }
 
-/// Rewrites the function when the guest touches it, as a disk does that reads a page of a program.
-struct Dma {
-    ram: GuestRam,
-    cpu: Arc<Mutex<Option<Arc<dyn VcpuHandle>>>>,
-}
-
-impl MmioDevice for Dma {
-    fn read(&mut self, _: u64, _: &mut [u8]) {}
-    fn write(&mut self, _: u64, _: &[u8]) {
-        self.ram.write_obj(MOV_X0_2, GuestAddress(FUNCTION)).unwrap();
-        self.cpu.lock().unwrap().as_ref().unwrap().written(FUNCTION, 4);
-    }
-}
-
-#[test]
-fn code_that_a_device_wrote_is_translated_anew() {
-    let ram = memory::anonymous(RAM_BYTES).unwrap();
-    let cpu = Arc::new(Mutex::new(None));
-    let mut bus = Bus::default();
-    bus.insert(DEVICE, Arc::new(Mutex::new(Dma { ram: ram.clone(), cpu: cpu.clone() }))).unwrap();
-    let mut board = board_with(ram, bus);
-    *cpu.lock().unwrap() = Some(board.cpu.handle());
-    board.put(FUNCTION, &[MOV_X0_1, RET]);
-    board.load(CALL_DEVICE_CALL, &[(Register::X10, FUNCTION), (Register::X11, DEVICE.base)]);
-    assert_eq!(board.cpu.run().unwrap(), VcpuExit::PowerOff);
-    assert_eq!((board.register(Register::X2), board.register(Register::X3)), (1, 2));
-}
-
 #[test]
 fn code_written_through_another_mapping_is_translated_anew() {
     let mut board = board();
@@ -267,83 +206,6 @@ fn code_written_through_another_mapping_is_translated_anew() {
 }
 
 #[test]
-fn stops_from_another_thread_lose_and_repeat_nothing() {
-    let mut board = board();
-    board.load(COUNT, &[(Register::X10, DATA), (Register::X2, 0)]);
-    let handle = board.cpu.handle();
-    let (stopped, next) = channel();
-    let stopper = std::thread::spawn(move || {
-        // Each stop comes while the guest runs, or just before.
-        for () in next {
-            handle.stop();
-        }
-    });
-    let mut last = 0;
-    for _ in 0..2000 {
-        stopped.send(()).unwrap();
-        assert_eq!(board.cpu.run().unwrap(), VcpuExit::Stopped);
-        assert_eq!(board.register(Register::X2), board.word(DATA), "register and memory count the same");
-        assert!(board.register(Register::X2) >= last);
-        last = board.register(Register::X2);
-    }
-    drop(stopped);
-    stopper.join().unwrap();
-    assert!(last > 0);
-}
-
-#[test]
-fn an_idle_guest_hears_a_stop_and_uses_no_time() {
-    let mut board = board();
-    board.load(WFI_FOR_EVER, &[]);
-    let handle = board.cpu.handle();
-    let stopper = std::thread::spawn(move || {
-        // Not synchronisation: the span over which the guest must be idle.
-        std::thread::sleep(Duration::from_millis(300));
-        handle.stop();
-    });
-    let used = || nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
-    let before = used();
-    assert_eq!(board.cpu.run().unwrap(), VcpuExit::Stopped);
-    let spent = Duration::from(used()) - Duration::from(before);
-    assert!(spent < Duration::from_millis(100), "{spent:?}");
-    stopper.join().unwrap();
-}
-
-#[test]
-fn a_saved_cpu_goes_on_in_another_engine() {
-    let mut first = board();
-    first.load(COUNT, &[(Register::X10, DATA), (Register::X2, 0)]);
-    first.cpu.handle().stop();
-    first.cpu.run().unwrap();
-    let state = first.cpu.save().unwrap();
-    let elapsed = first.cpu.engine.around().clock.get();
-
-    let mut second = board_with(first.ram.clone(), Bus::default());
-    second.cpu.restore(&state).unwrap();
-    assert_eq!(second.cpu.engine.around().clock.get(), elapsed, "the guest's clock stood still");
-    assert_eq!(second.register(Register::PC), first.register(Register::PC));
-    let handle = second.cpu.handle();
-    let counted = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        let ram = second.ram.clone();
-        scope.spawn(|| {
-            let ram = ram;
-            // It has run for a while when its count in memory has moved on.
-            while counted.load(Ordering::Relaxed) < 1000 {
-                counted.store(ram.load(GuestAddress(DATA), Ordering::Relaxed).unwrap(), Ordering::Relaxed);
-            }
-            handle.stop();
-        });
-        assert_eq!(second.cpu.run().unwrap(), VcpuExit::Stopped);
-    });
-    assert_eq!(second.register(Register::X2), second.word(DATA));
-
-    let mut other = state.clone();
-    other[20] ^= 1;
-    assert!(matches!(second.cpu.restore(&other), Err(VcpuError::DamagedState(_))));
-}
-
-#[test]
 fn a_state_of_another_model_is_refused() {
     let mut a53 = board();
     let config = CpuConfig { model: CpuModel::CortexA72, tcg_buffer_bytes: 4 << 20 };
@@ -351,16 +213,6 @@ fn a_state_of_another_model_is_refused() {
     let state = a53.cpu.save().unwrap();
     let error = a72.restore(&state).unwrap_err();
     assert!(matches!(error, VcpuError::ForeignState { .. }), "{error}");
-}
-
-#[test]
-fn the_handle_outlives_the_cpu() {
-    let board = board();
-    let handle = board.cpu.handle();
-    drop(board);
-    handle.set_irq(true);
-    handle.written(CODE, 4);
-    handle.stop();
 }
 
 #[test]

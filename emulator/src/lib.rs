@@ -8,6 +8,5 @@ pub mod cpu;
 mod engine;
 mod handle;
 mod psci;
-mod state;
 mod timer;
 pub mod x86;

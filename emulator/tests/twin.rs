@@ -184,6 +184,17 @@ fn a_kernel_panic_is_reported_with_its_message() {
     assert!(twin.ended().success());
 }
 
+/// Either is right, on hosts with hardware virtualisation and without.
+#[test]
+fn whether_kvm_runs_guests_is_told_with_the_reason() {
+    let output = Command::new(env!("CARGO_BIN_EXE_pollux-twin")).arg("--probe-kvm").output().unwrap();
+    let (told, why) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    match output.status.success() {
+        true => assert_eq!(told, "KVM runs guests on this host\n"),
+        false => assert!(why.contains("KVM answers but cannot run") || why.contains("/dev/kvm cannot be opened"), "{why}"),
+    }
+}
+
 #[test]
 fn a_wrong_configuration_ends_the_process_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();

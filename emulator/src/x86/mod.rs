@@ -15,7 +15,7 @@ use vmm::bus::Bus;
 use vmm::devices::x86::chips::Chips;
 use vmm::layout::x86_64 as layout;
 use vmm::memory::GuestRam;
-use vmm::vcpu::{Vcpu, VcpuError, VcpuExit, VcpuHandle};
+use vmm::vcpu::{Vcpu, VcpuError, VcpuExit, VcpuHandle, saved};
 
 use crate::cpu::TCG_BUFFER_BYTES;
 use crate::handle::Handle;
@@ -79,11 +79,11 @@ impl Vcpu for UnicornX86Cpu {
 
     fn save(&mut self) -> Result<Vec<u8>, VcpuError> {
         let elapsed_ns = self.engine.around().parts.clock.now_ns();
-        Ok(crate::state::encode(&Self::identity(), elapsed_ns, &self.engine.save()))
+        Ok(saved::encode(&Self::identity(), elapsed_ns, &self.engine.save()))
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), VcpuError> {
-        let (elapsed_ns, registers) = crate::state::decode(&Self::identity(), state)?;
+        let (elapsed_ns, registers) = saved::decode(&Self::identity(), state)?;
         if !self.engine.restore(registers) {
             return Err(VcpuError::DamagedState(format!("{} bytes of registers are not what this engine has", registers.len())));
         }

@@ -52,12 +52,18 @@ pub fn load(ram: &GuestRam, source: &BootSource) -> Result<BootEntry, BootError>
 
     let put = |what, bytes: &[u8], at| ram.write_slice(bytes, GuestAddress(at)).map_err(|source| BootError::Ram { what, source });
     put("the command line", &[source.cmdline.as_bytes(), &[0]].concat(), layout::COMMAND_LINE)?;
-    put("the page tables", &page_tables(), layout::PAGE_TABLES)?;
-    put("the segments", &segments(), layout::GDT)?;
+    put_flat_memory(ram)?;
     put("the ACPI tables", &acpi::tables(source.virtio_slots), layout::FIRMWARE)?;
     put("the seed", &seed(&source.rng_seed), layout::SETUP_DATA)?;
     put("boot_params", &boot_params(&header, initramfs, ram_size), layout::BOOT_PARAMS)?;
     Ok(BootEntry { kernel: kernel + ENTRY_64, parameters: layout::BOOT_PARAMS })
+}
+
+/// Puts page tables and segments that [`crate::vcpu::Vcpu::set_boot_state`] expects: the first 4 GiB, each address mapped to itself.
+pub fn put_flat_memory(ram: &GuestRam) -> Result<(), BootError> {
+    let put = |what, bytes: &[u8], at| ram.write_slice(bytes, GuestAddress(at)).map_err(|source| BootError::Ram { what, source });
+    put("the page tables", &page_tables(), layout::PAGE_TABLES)?;
+    put("the segments", &segments(), layout::GDT)
 }
 
 /// Checks the header, or says what the file is instead.

@@ -1,5 +1,11 @@
 //! What a virtual CPU must do, whoever executes it.
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod kvm;
+pub mod saved;
+#[cfg(any(test, feature = "fake-driver"))]
+pub mod suite;
+
 use std::sync::Arc;
 use std::time::Duration;
 

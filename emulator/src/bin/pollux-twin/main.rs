@@ -34,12 +34,23 @@ use twin::Twin;
 #[command(version, about = "Runs one twin: a virtual phone, driven over its control socket")]
 struct Arguments {
     /// JSON file that describes the machine and its sockets.
-    #[arg(long)]
-    config: PathBuf,
+    #[arg(long, required_unless_present = "probe_kvm")]
+    config: Option<PathBuf>,
+    /// Only tell whether this host's KVM can run guests, and if not, why.
+    #[arg(long, conflicts_with = "config")]
+    probe_kvm: bool,
+}
+
+/// What [`vmm::vcpu::kvm::probe`] finds.
+fn tell_of_kvm() -> anyhow::Result<()> {
+    vmm::vcpu::kvm::Kvm::open().map_err(Into::into).and_then(|kvm| vmm::vcpu::kvm::probe(&kvm))?;
+    println!("KVM runs guests on this host");
+    Ok(())
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    let Some(config) = arguments.config else { return tell_of_kvm() };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     // Everything that this process writes holds a phone's data.
@@ -48,7 +59,7 @@ fn main() -> anyhow::Result<()> {
     // Before other threads start, so that they inherit the blocked signals.
     heed_signals(quit.clone())?;
 
-    let config = TwinConfig::load(&arguments.config)?;
+    let config = TwinConfig::load(&config)?;
     let log = config.console_log.as_deref().map(twin::open_log).transpose()?;
     let console = Console::new(log);
     let events = Events::default();

@@ -1,14 +1,14 @@
 //! The saved CPU: `"PLXCPU1\0"`, length and text of the writer's identity, the guest's clock, length of the registers,
 //! registers, checksum; numbers little-endian.
 
-use vmm::vcpu::VcpuError;
+use super::VcpuError;
 
 const MAGIC: &[u8; 8] = b"PLXCPU1\0";
 /// An identity is a version, a hash and a model.
 const IDENTITY_BYTES_MAX: usize = 256;
 
 /// Writes a saved CPU. `elapsed_ns` is the guest's clock.
-pub(crate) fn encode(identity: &str, elapsed_ns: u64, registers: &[u8]) -> Vec<u8> {
+pub fn encode(identity: &str, elapsed_ns: u64, registers: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(registers.len() + identity.len() + 40);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&(identity.len() as u64).to_le_bytes());
@@ -22,7 +22,7 @@ pub(crate) fn encode(identity: &str, elapsed_ns: u64, registers: &[u8]) -> Vec<u
 }
 
 /// Reads a saved CPU that `identity` wrote: the guest's clock, and the registers.
-pub(crate) fn decode<'a>(identity: &str, state: &'a [u8]) -> Result<(u64, &'a [u8]), VcpuError> {
+pub fn decode<'a>(identity: &str, state: &'a [u8]) -> Result<(u64, &'a [u8]), VcpuError> {
     let damaged = |what: &str| VcpuError::DamagedState(what.into());
     let (body, sum) = state.split_last_chunk::<8>().ok_or_else(|| damaged("it is too short"))?;
     let mut rest = body.strip_prefix(MAGIC).ok_or_else(|| damaged("it does not begin as one"))?;
