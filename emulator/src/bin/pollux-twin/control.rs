@@ -22,17 +22,20 @@
 //! `screen_wait` and `port_wait`, which are answered when they are over. `id` may be any JSON value and comes back as it was. A line that is too long, and a client that
 //! does not read its replies, end the connection; anything else that is wrong is answered with an error.
 
+#[cfg(test)]
+mod fuzz;
+mod request;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 use vmm::machine::{ExitReason, State};
 
@@ -40,6 +43,7 @@ use crate::console::Console;
 use crate::listener::Listener;
 use crate::screen::{Picture, base64};
 use crate::twin::{Twin, TwinError};
+use request::{Device, Request, parse};
 
 /// The appliance, its console, an administrator's shell.
 const CLIENTS_MAX: usize = 16;
@@ -51,7 +55,6 @@ const REPLIES_WAITING_MAX: usize = 64;
 const WAITS_MAX: usize = 4;
 const WAIT_MS_MAX: u64 = 60_000;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-const CONSOLE_BYTES: usize = 64 << 10;
 
 /// Those who are told when the machine ends.
 #[derive(Clone, Default)]
@@ -164,38 +167,6 @@ struct Client {
     replies: Replies,
     quit: SyncSender<()>,
     waits: Arc<AtomicUsize>,
-}
-
-/// A request without its id.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
-enum Request {
-    Boot,
-    Pause,
-    Resume,
-    Stop,
-    Save { path: PathBuf },
-    Restore { path: PathBuf, #[serde(default)] verify: bool },
-    Status,
-    Input { device: Device, events: Vec<(u16, u16, i32)> },
-    InputDrained,
-    Screen { #[serde(default)] png: bool },
-    ScreenWait { after_generation: u64, timeout_ms: u64 },
-    PortWait { name: String, timeout_ms: u64 },
-    Poke { paths: Vec<String> },
-    Console { #[serde(default = "console_bytes")] bytes: usize },
-    Type { text: String },
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Device {
-    Keyboard,
-    Touch,
-}
-
-fn console_bytes() -> usize {
-    CONSOLE_BYTES
 }
 
 impl Client {
@@ -319,19 +290,6 @@ impl Client {
             self.waits.fetch_sub(1, Ordering::SeqCst);
             self.reply(&id, Err(format!("no thread to wait on: {error}")));
         }
-    }
-}
-
-/// A line's id and request; an error keeps the id if there was one.
-fn parse(line: &[u8]) -> Result<(Value, Request), (Value, String)> {
-    let mut message: Value = serde_json::from_slice(line).map_err(|e| (Value::Null, format!("not JSON: {e}")))?;
-    let Some(fields) = message.as_object_mut() else {
-        return Err((Value::Null, "not a JSON object".into()));
-    };
-    let id = fields.remove("id").unwrap_or(Value::Null);
-    match serde_json::from_value(message) {
-        Ok(request) => Ok((id, request)),
-        Err(error) => Err((id, error.to_string())),
     }
 }
 

@@ -6,7 +6,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use vmm::log_limit::LogLimit;
+
+/// Of what clients cause.
+static LOG_LIMIT: LogLimit = LogLimit::new();
+
+/// How long to wait for others to leave when there is no room for one more.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Stack of a client's thread: parsing and small buffers.
 const STACK_BYTES: usize = 512 << 10;
 
@@ -35,7 +43,12 @@ impl Listener {
                 match client {
                     Ok(client) => admit(client, name, clients_max, &clients, &numbers, &serve),
                     // Out of descriptors or memory: the client is lost, others may fare better.
-                    Err(error) => tracing::warn!(%error, "cannot accept a {name} client"),
+                    Err(error) => {
+                        if LOG_LIMIT.allows() {
+                            tracing::warn!(%error, "cannot accept a {name} client");
+                        }
+                        std::thread::sleep(ACCEPT_PAUSE);
+                    }
                 }
             }
         };
@@ -62,7 +75,9 @@ fn admit(
 ) {
     if clients.fetch_add(1, Ordering::SeqCst) >= clients_max {
         clients.fetch_sub(1, Ordering::SeqCst);
-        tracing::warn!(clients_max, "too many {name} clients: one is turned away");
+        if LOG_LIMIT.allows() {
+            tracing::warn!(clients_max, "too many {name} clients: one is turned away");
+        }
         return;
     }
     let number = numbers.fetch_add(1, Ordering::SeqCst);

@@ -5,6 +5,8 @@
 //! [`WRITE_TIMEOUT`], or breaks the protocol, is dropped.
 
 mod encode;
+#[cfg(test)]
+mod fuzz;
 mod protocol;
 
 use std::collections::HashMap;
@@ -15,6 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use vmm::log_limit::LogLimit;
 use vmm::virtio::gpu::Screen;
 use vmm::virtio::input::InputError;
 
@@ -29,7 +32,7 @@ const WATCHERS_MAX: usize = 16;
 /// A client that says nothing while it introduces itself is none.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Rectangles kept for a watcher that looks at a part of the screen only; beyond, one that contains them.
+/// Rectangles kept for a watcher, which may look at a part of the screen only; beyond, one that contains them.
 const DAMAGE_MAX: usize = 32;
 /// How long the feed looks away from its stop condition.
 const FEED_TIMEOUT: Duration = Duration::from_secs(1);
@@ -184,10 +187,13 @@ fn listen(gallery: &Gallery, from: &mut BufReader<UnixStream>, number: u64) -> R
 /// Tells a watcher that what its hands did was lost, as a keyboard's controller does: by a beep. A guest that has no driver yet gets
 /// nothing, and nobody is told: so it is on any phone that is still starting.
 fn answer(gallery: &Gallery, number: u64, taken: Result<(), InputError>) {
+    static LOG_LIMIT: LogLimit = LogLimit::new();
     match taken {
         Ok(()) => {}
         Err(error @ InputError::Full(_)) => {
-            tracing::info!(watcher = number, %error, "input from a watcher is lost");
+            if LOG_LIMIT.allows() {
+                tracing::info!(watcher = number, %error, "input from a watcher is lost");
+            }
             gallery.want(number, |w| w.bell = true);
         }
         Err(error) => tracing::debug!(watcher = number, %error, "input from a watcher is lost"),
@@ -243,7 +249,7 @@ impl Writer {
                 self.resize(screen)?;
                 continue;
             }
-            self.damage.extend(news.into_iter().map(|r| Rect { x: r.x, y: r.y, width: r.width, height: r.height }));
+            self.note(news);
             let Some(area) = area.intersect(screen) else { continue };
             let rects: Vec<Rect> = if incremental { self.damage_in(area) } else { vec![area] };
             if rects.is_empty() {
@@ -257,9 +263,15 @@ impl Writer {
         Ok(())
     }
 
+    /// Adds to the damage what has changed, wherever the watcher looks.
+    fn note(&mut self, news: Vec<vmm::virtio::gpu::Rect>) {
+        self.damage.extend(news.into_iter().map(|r| Rect { x: r.x, y: r.y, width: r.width, height: r.height }));
+        self.damage = bounded(std::mem::take(&mut self.damage));
+    }
+
     /// The damage within an area, in few rectangles.
     fn damage_in(&self, area: Rect) -> Vec<Rect> {
-        bounded(self.damage.iter().filter_map(|r| r.intersect(area)).collect())
+        self.damage.iter().filter_map(|r| r.intersect(area)).collect()
     }
 
     fn send(&mut self, picture: &Picture, rects: &[Rect]) -> io::Result<()> {
@@ -267,7 +279,6 @@ impl Writer {
         for rect in rects {
             self.encoder.rectangle(picture, *rect, self.encoding, &mut update);
         }
-        self.damage = bounded(std::mem::take(&mut self.damage));
         self.stream.write_all(&update)
     }
 

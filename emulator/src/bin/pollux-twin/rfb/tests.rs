@@ -169,3 +169,24 @@ fn hands_that_are_too_fast_hear_a_bell() {
     client.write_all(&ALL).unwrap();
     assert_eq!(read(&mut client), [0, 0, 0, 1]);
 }
+
+#[test]
+fn damage_that_a_watcher_does_not_look_at_is_bounded() {
+    let gallery = Gallery {
+        screen: Gpu::new(100, 80).unwrap().screen(),
+        hands: Arc::new(Hands::new(Dummy { is_full: false }, Dummy { is_full: false })),
+        state: Mutex::default(),
+        changed: Condvar::new(),
+    };
+    let (stream, _watcher) = UnixStream::pair().unwrap();
+    let mut writer = Writer::new(Arc::new(gallery), stream, 1, (100, 80));
+    let corner = Rect { x: 0, y: 0, width: 1, height: 1 };
+    for i in 0..1000 {
+        writer.note(vec![vmm::virtio::gpu::Rect { x: 10 + i % 80, y: 10 + i / 80, width: 1, height: 1 }; 3]);
+        assert!(writer.damage.len() <= DAMAGE_MAX);
+        assert!(writer.damage_in(corner).is_empty());
+    }
+    let all = Rect { x: 10, y: 10, width: 80, height: 13 };
+    let covered = writer.damage.iter().copied().reduce(Rect::union);
+    assert_eq!(covered, Some(all));
+}
