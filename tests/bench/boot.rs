@@ -6,10 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use image_builder::{Image, cache_dir};
-use serde_json::json;
-use tests::machine::Machine;
+use tests::machine::{self, Machine};
 use tests::qemu::{Phone, Qemu, Root};
 
 use crate::samples::Samples;
@@ -70,7 +69,7 @@ fn boot_ours(image: &Image) -> Result<f64> {
     let disk = folder.path().join("disk");
     image.copy_disk(&disk)?;
     let start = Instant::now();
-    let mut machine = Machine::boot(image, &disk, "")?;
+    let mut machine = Machine::boot(image, machine::Root::Disk(&disk), "")?;
     machine.wait_console(SHOWN, PATIENCE)?;
     let seconds = start.elapsed().as_secs_f64();
     ensure!(machine.control.generation()? > 0, "the handset says that it shows something, but the screen is empty");
@@ -87,7 +86,5 @@ fn boot_qemu(image: &Image) -> Result<(f64, String)> {
     let mut qemu = Qemu::start(&phone)?;
     qemu.wait_console(SHOWN, PATIENCE)?;
     let seconds = start.elapsed().as_secs_f64();
-    let version = qemu.command("query-version", json!({}))?["qemu"].clone();
-    let part = |key: &str| version[key].as_u64().with_context(|| format!("no version in {version}"));
-    Ok((seconds, format!("qemu {}.{}", part("major")?, part("minor")?)))
+    Ok((seconds, qemu.name()?))
 }

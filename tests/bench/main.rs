@@ -9,6 +9,7 @@
 mod boot;
 mod ingest;
 mod latency;
+mod machine;
 mod samples;
 mod table;
 
@@ -33,6 +34,8 @@ struct Arguments {
 enum Bench {
     /// From the start of the process to the handset's home on screen, beside QEMU.
     Boot(boot::Options),
+    /// CPU seconds of a guest's workloads, beside QEMU.
+    Machine(machine::Options),
     /// From a key on the phone to its twin's screen, and from the operator's key to the phone's.
     Latency(latency::Options),
     /// Events acknowledged in a second, by one phone and by a hundred, beside SQLite.
@@ -43,6 +46,7 @@ impl Bench {
     fn run(&self) -> Result<Table> {
         match self {
             Bench::Boot(options) => boot::run(options),
+            Bench::Machine(options) => machine::run(options),
             Bench::Latency(options) => latency::run(options),
             Bench::Ingest(options) => ingest::run(options),
         }

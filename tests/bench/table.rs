@@ -66,6 +66,12 @@ impl Table {
         self.missing.push((what.into(), why.to_string()));
     }
 
+    /// The geometric mean of the ratios of those rows that have a peer.
+    pub(crate) fn mean_ratio(&self) -> Option<f64> {
+        let logs: Vec<f64> = self.rows.iter().filter_map(Row::ratio).map(f64::ln).collect();
+        (!logs.is_empty()).then(|| (logs.iter().sum::<f64>() / logs.len() as f64).exp())
+    }
+
     /// A line for the table's foot.
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
@@ -137,6 +143,8 @@ mod tests {
         table.row(Row::new("time", "s", Better::Less, 2.0).beside("peer 1", 3.0));
         table.row(Row::new("rate", "1/s", Better::More, 20004.4).beside("peer 1", 10000.0));
         table.row(Row::new("alone", "ms", Better::Less, 0.123456));
+        // Of 1.5 and 2.
+        assert!(table.mean_ratio().is_some_and(|mean| (mean - 3f64.sqrt()).abs() < 1e-3));
         let rows: Vec<serde_json::Value> = table.json().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(rows[0], json!({"bench": "b", "row": "time", "unit": "s", "ours": 2.0, "peer": 3.0, "peer_name": "peer 1", "ratio": 1.5}));
         assert_eq!((&rows[1]["ours"], &rows[1]["ratio"]), (&json!(20000.0), &json!(2.0)));

@@ -1,26 +1,47 @@
-//! One machine of ours, alone: `pollux-twin` with a disk, no appliance, no network. What is measured beside QEMU.
+//! One machine of ours, alone: `pollux-twin` with a disk or a flash, no appliance, no network. What is measured beside QEMU.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use flash::{TwinView, fuse};
 use image_builder::Image;
 use serde_json::json;
 
-use crate::appliance::binary;
+use crate::appliance::{PATIENCE, binary};
 use crate::console::Console;
 use crate::control::Control;
 
 /// A running machine; it ends with its handle.
 pub struct Machine {
-    /// Before the folder, so that the process is gone when its sockets go.
+    /// Before the folder and the flash, so that the process is gone when its sockets go.
     process: Process,
+    flash: Option<FlashServer>,
     pub control: Control,
     console: Console,
     _folder: tempfile::TempDir,
+}
+
+/// Where the guest's root is.
+pub enum Root<'a> {
+    /// A raw disk that the guest writes to.
+    Disk(&'a Path),
+    /// The appliance's file server over this view, on a thread of this process.
+    Flash(TwinView),
+}
+
+/// Who uses the host's CPUs, as its kernel counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worker {
+    /// All threads of a process.
+    Process(u32),
+    /// A thread of this process.
+    Thread(u32),
 }
 
 /// Killed and reaped when dropped.
@@ -35,22 +56,33 @@ impl Drop for Process {
 }
 
 impl Machine {
-    /// Starts the process and boots `image` from `disk`, which it writes to; `cmdline` is added to the image's own.
-    pub fn boot(image: &Image, disk: &Path, cmdline: &str) -> Result<Machine> {
+    /// Starts the process and boots `image` from `root`; `cmdline` is added to the image's own.
+    pub fn boot(image: &Image, root: Root<'_>, cmdline: &str) -> Result<Machine> {
         let folder = tempfile::tempdir()?;
         let at = |name: &str| folder.path().join(name);
         let manifest = image.manifest();
-        let config = json!({
+        let place = match root {
+            Root::Disk(_) => "/dev/vda",
+            Root::Flash(_) => "virtiofs:flash",
+        };
+        let mut config = json!({
             "image": {
                 "kernel": image.kernel(), "initramfs": image.initramfs(),
-                "cmdline": format!("{} pollux.root=/dev/vda {cmdline}", manifest.kernel_cmdline),
+                "cmdline": format!("{} pollux.root={place} {cmdline}", manifest.kernel_cmdline),
             },
             "ram_mib": manifest.ram_mib,
             "display": {"width": manifest.display.width, "height": manifest.display.height},
             "cpu": {"model": "cortex-a53"},
-            "disks": [{"path": disk}],
             "console_log": at("console"), "control_socket": at("control.sock"), "rfb_socket": at("rfb.sock"),
         });
+        let mut flash = None;
+        match root {
+            Root::Disk(disk) => config["disks"] = json!([{"path": disk}]),
+            Root::Flash(view) => {
+                config["flash"] = json!({"tag": "flash", "socket": at("flash.sock")});
+                flash = Some(FlashServer::start(&at("flash.sock"), view)?);
+            }
+        }
         std::fs::write(at("twin.json"), config.to_string())?;
         // A pipe, so that what the guest prints can be waited for.
         ensure!(Command::new("mkfifo").arg(at("console")).status()?.success(), "cannot make a pipe");
@@ -65,9 +97,9 @@ impl Machine {
         if ready != "ready\n" {
             bail!("pollux-twin ended ({}): {}", process.0.wait()?, std::fs::read_to_string(&trace)?.trim());
         }
-        let console = reader.join().map_err(|_| anyhow::anyhow!("the console's reader panicked"))??;
+        let console = reader.join().map_err(|_| anyhow!("the console's reader panicked"))??;
         let control = Control::connect(&at("control.sock"))?;
-        let mut machine = Machine { process, control, console: Console::read(console), _folder: folder };
+        let mut machine = Machine { process, flash, control, console: Console::read(console), _folder: folder };
         machine.control.ask(json!({"op": "boot"}))?;
         Ok(machine)
     }
@@ -77,7 +109,76 @@ impl Machine {
         self.console.wait(text, timeout)
     }
 
+    /// Types on the serial line, as fast as the guest reads.
+    pub fn type_serial(&mut self, text: &str) -> Result<()> {
+        let start = Instant::now();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let reply = self.control.ask(json!({"op": "type", "text": rest}))?;
+            let taken = reply["taken"].as_u64().with_context(|| format!("no count in {reply}"))?;
+            rest = rest.get(taken as usize..).context("only ASCII is typed")?;
+            ensure!(start.elapsed() < PATIENCE, "the guest does not read its console");
+        }
+        Ok(())
+    }
+
     pub fn id(&self) -> u32 {
         self.process.0.id()
     }
+
+    /// Who does the machine's work: the process, and the thread that serves its flash.
+    pub fn workers(&self) -> Vec<Worker> {
+        let server = self.flash.as_ref().map(|server| Worker::Thread(server.thread));
+        std::iter::once(Worker::Process(self.id())).chain(server).collect()
+    }
+}
+
+impl Worker {
+    /// Seconds that it has run so far, in steps of a hundredth (proc(5), `utime` and `stime`).
+    pub fn cpu_seconds(self) -> Result<f64> {
+        /// The kernel's unit in `/proc`, on every architecture that we run on.
+        const TICKS_PER_SECOND: f64 = 100.0;
+        let path = match self {
+            Worker::Process(id) => format!("/proc/{id}/stat"),
+            Worker::Thread(id) => format!("/proc/self/task/{id}/stat"),
+        };
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        // After the name, which may contain anything, comes the third field.
+        let fields = text.rsplit_once(") ").map(|(_, rest)| rest.split(' '));
+        let times: Vec<f64> = fields.into_iter().flatten().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+        ensure!(times.len() == 2, "{path} holds no times: {text}");
+        Ok(times.iter().sum::<f64>() / TICKS_PER_SECOND)
+    }
+}
+
+/// A thread that serves a view to one machine; it ends with the machine's process.
+struct FlashServer {
+    thread: u32,
+}
+
+impl FlashServer {
+    fn start(socket: &Path, view: TwinView) -> Result<FlashServer> {
+        let listener = UnixListener::bind(socket)?;
+        let (tell, told) = channel();
+        std::thread::spawn(move || {
+            if let Err(error) = serve(&listener, view, &tell) {
+                eprintln!("a machine's flash: {error:#}");
+            }
+        });
+        Ok(FlashServer { thread: told.recv().context("the flash's thread ended")?? })
+    }
+}
+
+fn serve(listener: &UnixListener, view: TwinView, tell: &Sender<Result<u32>>) -> Result<()> {
+    // `PID/task/TID`.
+    let name = || -> Result<u32> {
+        let link: PathBuf = std::fs::read_link("/proc/thread-self")?;
+        let id = link.file_name().and_then(|id| id.to_str()).context("a thread has a number")?;
+        Ok(id.parse()?)
+    };
+    if tell.send(name()).is_err() {
+        return Ok(());
+    }
+    let (stream, _) = listener.accept()?;
+    Ok(fuse::serve(stream, view)?)
 }

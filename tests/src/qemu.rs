@@ -18,6 +18,7 @@ use image_builder::Image;
 use serde_json::{Value, json};
 
 use crate::console::Console;
+use crate::machine::Worker;
 
 /// The host, as a phone on [`Network::User`] sees it.
 pub const HOST: &str = "10.0.2.2";
@@ -88,7 +89,7 @@ impl Phone {
 pub struct Qemu {
     /// Before the folder, so that QEMU is gone when its sockets go.
     qemu: Process,
-    _virtiofsd: Option<Process>,
+    virtiofsd: Option<Process>,
     monitor: BufReader<UnixStream>,
     console: Console,
     serial: UnixStream,
@@ -158,7 +159,7 @@ impl Qemu {
         monitor.set_read_timeout(Some(Duration::from_secs(30)))?;
         let mut started = Qemu {
             qemu,
-            _virtiofsd: virtiofsd,
+            virtiofsd,
             monitor: BufReader::new(monitor),
             console,
             serial,
@@ -193,6 +194,25 @@ impl Qemu {
                 return Ok(value.clone());
             }
         }
+    }
+
+    /// Its name and version, as in `qemu 7.2`.
+    pub fn name(&mut self) -> Result<String> {
+        let version = self.command("query-version", json!({}))?["qemu"].clone();
+        let part = |key: &str| {
+            version[key]
+                .as_u64()
+                .with_context(|| format!("no version in {version}"))
+        };
+        Ok(format!("qemu {}.{}", part("major")?, part("minor")?))
+    }
+
+    /// Who does the machine's work: QEMU, and the server of its folder.
+    pub fn workers(&self) -> Vec<Worker> {
+        let processes = std::iter::once(&self.qemu).chain(&self.virtiofsd);
+        processes
+            .map(|process| Worker::Process(process.0.id()))
+            .collect()
     }
 
     /// Waits until the guest has printed `text` on its serial line; returns all that it has printed.
