@@ -93,6 +93,61 @@ const CALL_ALIAS_CALL: &[u32] = &[
 const MOV_X0_1: u32 = 0xd2800020;
 const MOV_X0_2: u32 = 0xd2800040;
 const RET: u32 = 0xd65f03c0;
+
+/// What a kernel does all the time, x12 times over; ends with a power-off.
+const KERNEL_WORK: &[u32] = &[
+    0xd518c00a, // msr vbar_el1, x10
+    0xd2800002, // mov x2, #0
+    0xd4000021, // again: svc #1
+    0xd53b4221, // mrs x1, daif
+    0xd50342df, // msr daifset, #2
+    0xd50342ff, // msr daifclr, #2
+    0xd51b4221, // msr daif, x1
+    0xd5184102, // msr sp_el0, x2
+    0xd518d082, // msr tpidr_el1, x2
+    0xd5088722, // tlbi vae1, x2
+    0x91000442, // add x2, x2, #1
+    0xeb0c005f, // cmp x2, x12
+    0x54fffec1, // b.ne again
+    0x52800100, // mov w0, #0x8
+    0x72b08000, // movk w0, #0x8400, lsl #16
+    0xd4000002, // hvc #0
+];
+const RETURN: &[u32] = &[
+    0xd5384023, // mrs x3, elr_el1
+    0xd5384004, // mrs x4, spsr_el1
+    0xd5184023, // msr elr_el1, x3
+    0xd5184004, // msr spsr_el1, x4
+    0xd69f03e0, // eret
+];
+/// Waits until the timer's interrupt is pending but masked. What unmasks it follows.
+const PEND: &[u32] = &[
+    0xd518c00a, // msr vbar_el1, x10
+    0xd51be21f, // msr cntp_tval_el0, xzr
+    0xd2800020, // mov x0, #1
+    0xd51be220, // msr cntp_ctl_el0, x0
+    0xd538c101, // pending: mrs x1, isr_el1
+    0x363fffe1, // tbz w1, #7, pending
+];
+const UNMASK_BY_DAIFCLR: &[u32] = &[
+    0xd50342ff, // msr daifclr, #2
+];
+const UNMASK_BY_DAIF: &[u32] = &[
+    0xd51b423f, // msr daif, xzr
+];
+const UNMASK_BY_ERET: &[u32] = &[
+    0x100000a3, // adr x3, behind
+    0xd5184023, // msr elr_el1, x3
+    0xd28000a4, // mov x4, #5
+    0xd5184004, // msr spsr_el1, x4
+    0xd69f03e0, // eret; behind:
+];
+const RESET: &[u32] = &[
+    0x52800120, // mov w0, #0x9
+    0x72b08000, // movk w0, #0x8400, lsl #16
+    0xd4000002, // hvc #0
+];
+
 /// A distributor of one line: the timer's.
 #[derive(Default)]
 struct Line(Mutex<Option<Arc<dyn VcpuHandle>>>);
@@ -154,6 +209,30 @@ fn a_system_call_is_delivered_to_el1() {
     assert_eq!(board.register(Register::X2), CODE + 8);
 }
 
+/// What `scripts/bench machine` says of it: 400,000 system calls took 0.77 CPU seconds without, and take 0.61.
+#[test]
+fn a_kernels_work_stays_in_translated_code() {
+    const ROUNDS: u64 = 10_000;
+    let mut board = board();
+    board.load(KERNEL_WORK, &[(Register::X12, ROUNDS)]);
+    board.put(VECTORS + 0x200, RETURN);
+    assert_eq!(board.cpu.run().unwrap(), VcpuExit::PowerOff);
+    assert_eq!(board.register(Register::X2), ROUNDS);
+    // Each block once, when it is translated, and once more for its place in the cache of jumps.
+    let turns = board.cpu.engine.turns();
+    assert!(turns < 100, "{turns} turns of the main loop");
+}
+
+#[test]
+fn a_pending_interrupt_comes_as_soon_as_it_is_unmasked() {
+    for unmask in [UNMASK_BY_DAIFCLR, UNMASK_BY_DAIF, UNMASK_BY_ERET] {
+        let mut board = board();
+        board.load(&[PEND, unmask, RESET].concat(), &[]);
+        board.put(VECTORS + 0x280, REPORT);
+        assert_eq!(board.cpu.run().unwrap(), VcpuExit::PowerOff, "not in the instruction behind {unmask:x?}");
+    }
+}
+
 #[test]
 fn an_access_to_nothing_is_an_external_abort() {
     let mut board = board();
@@ -213,6 +292,21 @@ fn a_state_of_another_model_is_refused() {
     let state = a53.cpu.save().unwrap();
     let error = a72.restore(&state).unwrap_err();
     assert!(matches!(error, VcpuError::ForeignState { .. }), "{error}");
+}
+
+#[test]
+fn translated_code_is_in_huge_pages_where_the_host_has_them() {
+    if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+        eprintln!("not tested: this kernel has no transparent huge pages");
+        return;
+    }
+    let _board = board();
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let flags = maps.lines().filter_map(|line| line.strip_prefix("VmFlags:"));
+    let is = |flags: &str, flag: &str| flags.split(' ').any(|f| f == flag);
+    // Nothing else is writable and executable; other tests' buffers may be half made.
+    let is_huge_code = |flags: &str| ["wr", "ex", "hg"].iter().all(|wanted| flags.split(' ').any(|flag| flag == *wanted));
+    assert!(flags.clone().any(is_huge_code), "{:?}", flags.collect::<Vec<_>>());
 }
 
 #[test]

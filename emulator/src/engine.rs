@@ -180,6 +180,13 @@ impl<A: Around> Engine<A> {
         timer
     }
 
+    /// Times that the CPU has left translated code for the engine's main loop.
+    #[cfg(test)]
+    pub(crate) fn turns(&self) -> u64 {
+        // SAFETY: the engine is open.
+        unsafe { sys::uc_machine_turns(self.uc) }
+    }
+
     /// The CPU's registers, readable only by the same build with the same model.
     pub(crate) fn save(&self) -> Vec<u8> {
         let mut state = vec![0; self.state_bytes()];

@@ -31,8 +31,7 @@ pub fn check_size(size: u64) -> Result<(), MemoryError> {
 /// Maps `size` bytes of zeroed guest RAM where the arm64 machine has it, at [`layout::RAM_BASE`].
 pub fn anonymous(size: u64) -> Result<GuestRam, MemoryError> {
     check_size(size)?;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    map(layout::RAM_BASE, size, None, flags)
+    map_anonymous(layout::RAM_BASE, size)
 }
 
 /// Maps `size` bytes of zeroed guest RAM where the x86-64 machine has it, at 0.
@@ -41,7 +40,7 @@ pub fn anonymous_x86(size: u64) -> Result<GuestRam, MemoryError> {
     if size > layout::x86_64::RAM_SIZE_MAX {
         return Err(MemoryError::SizeX86(size));
     }
-    map(0, size, None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+    map_anonymous(0, size)
 }
 
 /// Maps guest RAM, at guest physical `base`, copy-on-write from `file`, which holds `size` bytes from `offset` on. Machines restored from one
@@ -57,6 +56,21 @@ pub fn extent(ram: &GuestRam) -> (u64, u64) {
     (base, ram.last_addr().0 - base + 1)
 }
 
+/// In huge pages where the host has them: a guest's accesses are spread over all of its RAM, and each small page costs the host a fault
+/// and a place in its own TLB.
+fn map_anonymous(base: u64, size: u64) -> Result<GuestRam, MemoryError> {
+    let ram = map(base, size, None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)?;
+    for region in ram.iter() {
+        // SAFETY: the range is that of a mapping of ours, whose contents the advice does not change.
+        let advised = unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_HUGEPAGE) };
+        if advised != 0 {
+            // A kernel without them: slower, no more.
+            tracing::debug!(error = %std::io::Error::last_os_error(), "guest RAM has small pages");
+        }
+    }
+    Ok(ram)
+}
+
 fn map(base: u64, size: u64, file: Option<FileOffset>, flags: i32) -> Result<GuestRam, MemoryError> {
     let region = MmapRegion::build(file, size as usize, libc::PROT_READ | libc::PROT_WRITE, flags)
         .map_err(|source| MemoryError::Map { size, source })?;
@@ -64,4 +78,28 @@ fn map(base: u64, size: u64, file: Option<FileOffset>, flags: i32) -> Result<Gue
         .ok_or_else(|| MemoryError::Region("the region wraps around".into()))?;
     let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(|e| MemoryError::Region(e.to_string()))?;
     Ok(Arc::new(memory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_is_in_huge_pages_where_the_host_has_them() {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            eprintln!("not tested: this kernel has no transparent huge pages");
+            return;
+        }
+        let ram = anonymous(64 << 20).unwrap();
+        let address = ram.iter().next().unwrap().as_ptr() as u64;
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        // The mapping may have been joined to another.
+        let holds = |line: &str| {
+            let (start, end) = line.split(' ').next()?.split_once('-')?;
+            let range = u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?;
+            range.contains(&address).then_some(())
+        };
+        let flags = maps.lines().skip_while(|line| holds(line).is_none()).find(|line| line.starts_with("VmFlags:")).unwrap();
+        assert!(flags.split(' ').any(|flag| flag == "hg"), "{flags}");
+    }
 }
