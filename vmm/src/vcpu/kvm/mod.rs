@@ -4,6 +4,9 @@
 //! does not run; a stop from another thread takes effect within an instruction, or an interrupt's delivery. What of the machine lies in the
 //! kernel - the controllers, the timer - is saved and restored with the vCPU. It leaves out: other CPUs, and nested guests.
 //!
+//! Of the counter there is one exception: hosts' KVM takes a value that is within a second of the running one for an attempt to
+//! synchronise CPUs, and lets it run on. So a pause of less than a second may show in it.
+//!
 //! A `/dev/kvm` that answers may still be unable to run real guests: see [`probe`].
 
 mod probe;
