@@ -38,7 +38,7 @@ pub enum FlashesError {
     Path(#[from] PathError),
     #[error("the log ends at position {last}; there is no {position} yet")]
     Ahead { position: u64, last: u64 },
-    #[error("the machine of phone {0} was saved with another image, or is damaged; stop the twin, then start it anew")]
+    #[error("the machine of phone {0} was saved with another image, or is damaged")]
     Parked(PhoneId),
     #[error("the phone says that it runs {0:?}, which is no image's name")]
     ImageName(String),

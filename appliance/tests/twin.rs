@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pollux::app::Appliance;
@@ -128,6 +129,83 @@ async fn a_twin_follows_its_phone_and_survives_what_happens_to_it() {
     let pid = admin.get("/api/phones/A/twin").await["pid"].as_i64().expect("pid");
     appliance.shutdown().await;
     assert!(!Path::new(&format!("/proc/{pid}")).exists(), "a process is left behind");
+}
+
+/// The real image, in a folder of its own: what is made beside it there is this test's.
+fn own_images(folder: &Path) {
+    let (image, own) = (image_folder_default().join(IMAGE), folder.join(IMAGE));
+    std::fs::create_dir(&own).expect("folder");
+    for entry in std::fs::read_dir(image.canonicalize().expect("the image")).expect("the image") {
+        let path = entry.expect("the image").path();
+        if path.extension().is_none_or(|extension| extension != "snapshot") {
+            std::os::unix::fs::symlink(&path, own.join(path.file_name().expect("a name"))).expect("linked");
+        }
+    }
+}
+
+/// The base snapshot in that folder, once it is there.
+fn base_in(folder: &Path) -> Option<PathBuf> {
+    let mut paths = std::fs::read_dir(folder.join(IMAGE)).expect("folder").map(|entry| entry.expect("entry").path());
+    paths.find(|path| path.extension().is_some_and(|extension| extension == "snapshot"))
+}
+
+/// Changes one byte of a file that a running twin may have mapped: of a copy, in its place.
+fn spoil(path: &Path, at: u64) {
+    let copy = path.with_extension("copy");
+    let copied = std::process::Command::new("cp").arg("--sparse=always").args([path, &copy]).status().expect("cp");
+    assert!(copied.success());
+    let file = std::fs::File::options().read(true).write(true).open(&copy).expect("opened");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("read");
+    file.write_all_at(&[!byte[0]], at).expect("written");
+    std::fs::rename(&copy, path).expect("renamed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_twin_begins_with_the_base_snapshot_or_boots_if_that_is_of_no_use() {
+    if let Some(lacking) = lacking() {
+        eprintln!("skipped: {lacking}");
+        return;
+    }
+    let data = tempfile::tempdir().expect("folder");
+    let images = tempfile::tempdir().expect("folder");
+    own_images(images.path());
+    let mut config = config(data.path(), StoreBackend::Sled);
+    config.images = images.path().to_owned();
+    let appliance = Appliance::start(config).await.expect("started");
+    let admin = Client::admin(&appliance);
+    let phone = phone(&appliance).await;
+    let (mut stream, _) = phone.stream(1, 2).await;
+    let started = control(1, ControlKind::Started, "pollux-agent test, boot 0123456789");
+    stream.send_events(vec![started, control(2, ControlKind::ScanDone, "")]).await;
+    assert_eq!(stream.acked().await, 2);
+    // The first boots, and is saved at its gate on the way.
+    admin.phone_when("A", |view| alive(&view["twin"])).await;
+    let home = still(&appliance).await;
+    let base = base_in(images.path()).expect("a base snapshot");
+    let made = std::fs::metadata(&base).expect("base").ino();
+
+    let again = async || {
+        admin.post("/api/phones/A/twin/stop", json!({})).await;
+        admin.post("/api/phones/A/twin/start", json!({})).await;
+        let twin = admin.get("/api/phones/A/twin").await;
+        assert!(alive(&twin), "{twin}");
+        assert_eq!(still(&appliance).await, home);
+        twin["detail"].as_str().expect("detail").to_owned()
+    };
+    // It is of use: nothing is said, and it stays.
+    assert_eq!(again().await, "");
+    assert_eq!(std::fs::metadata(&base).expect("base").ino(), made);
+
+    // Of another version, or damaged: it is refused, that is said, and the twin that boots instead makes another.
+    let length = std::fs::metadata(&base).expect("base").len();
+    for (at, told) in [(8, "this build knows format"), (length / 2, "the checksum of RAM is wrong")] {
+        spoil(&base, at);
+        let detail = again().await;
+        assert!(detail.contains("it booted") && detail.contains(told), "{detail}");
+    }
+    assert_eq!(again().await, "");
+    appliance.shutdown().await;
 }
 
 /// Answers every command until `wanted` takes one, which it gives back; input and leases are done at once.

@@ -12,11 +12,14 @@
 //!   "console_log": "/…/console.log",
 //!   "control_socket": "/…/control.sock",
 //!   "rfb_socket": "/…/rfb.sock",
-//!   "restore": null }
+//!   "restore": null,
+//!   "base": null,
+//!   "verify": false }
 //! ```
 //! `image`, `control_socket` and `rfb_socket` must be there; the rest has the defaults that [`TwinConfig`] names. An unknown key is
 //! an error. The process listens on `control_socket` and `rfb_socket` and connects to all others when it boots or
-//! restores. With `restore`, the machine begins as saved in that file, paused.
+//! restores. With `restore`, the machine begins as saved in that file, paused - with `base`, if it was saved as what differs from it;
+//! with `verify`, only after all RAM in that file was compared with its digest.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -76,6 +79,10 @@ pub struct TwinConfig {
     /// A saved machine to begin with.
     #[serde(default)]
     pub restore: Option<PathBuf>,
+    #[serde(default)]
+    pub base: Option<PathBuf>,
+    #[serde(default)]
+    pub verify: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -261,7 +268,7 @@ mod tests {
         let config = parse(&minimal()).unwrap();
         assert_eq!((config.ram_bytes(), config.display.width, config.display.height), (256 << 20, 360, 720));
         assert_eq!((config.cpu.model, config.cpu.tcg_buffer_mib), (CpuModel::CortexA53, 32));
-        assert!(config.flash.is_none() && config.net.is_none() && config.restore.is_none());
+        assert!(config.flash.is_none() && config.net.is_none() && config.restore.is_none() && !config.verify);
     }
 
     #[test]
@@ -271,9 +278,10 @@ mod tests {
             "ram_mib": 512, "display": {"width": 720, "height": 1440}, "cpu": {"model": "cortex-a72", "tcg_buffer_mib": 8},
             "disks": [{"path": "/d", "read_only": false}], "flash": {"tag": "flash", "socket": "/f"},
             "net": {"mac": "02:00:00:00:00:fE", "socket": "/n"}, "ports": [{"name": "org.pollux.gate", "socket": "/g"}],
-            "console_log": "/l", "control_socket": "/c", "rfb_socket": "/r", "restore": null
+            "console_log": "/l", "control_socket": "/c", "rfb_socket": "/r", "restore": null, "base": null, "verify": true
         });
         let config = parse(&all).unwrap();
+        assert!(config.verify);
         assert_eq!(config.net.unwrap().mac, Mac([2, 0, 0, 0, 0, 0xfe]));
         let mut nulls = all;
         for key in ["flash", "net", "console_log"] {

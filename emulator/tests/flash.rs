@@ -2,9 +2,11 @@
 
 mod process;
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use flash::{Flashes, TwinView, fuse};
 use serde_json::json;
@@ -69,29 +71,70 @@ fn a_twin_lives_on_its_flash_and_is_restored_with_it() {
     assert!(twin.ended().success());
 }
 
-/// A machine saved at the gate has touched no flash yet: any phone's twin may begin with it.
+const GATE: &str = "org.pollux.gate";
+/// What a guest says of itself, in one line on its console; the words around it are typed in two parts, lest the echo is taken for them.
+const WHO: &str = "echo I''AM $(cat /etc/machine-id /etc/hostname /proc/sys/kernel/hostname /run/identity/serial) \
+    $(cat /sys/class/net/eth0/address /proc/sys/kernel/random/boot_id) $(head -c 24 /dev/urandom | base64) $(date +%s) E''ND\n";
+
+/// Waits until the guest has printed `text`; gives all that it has printed.
+fn console_until(twin: &mut Twin, text: &str) -> String {
+    let start = Instant::now();
+    loop {
+        let tail = twin.get(json!({"op": "console"}))["tail"].as_str().unwrap().to_owned();
+        if tail.contains(text) {
+            return tail;
+        }
+        assert!(start.elapsed() < PATIENCE, "{text:?} is not printed:\n{tail}");
+        // Nothing announces what is printed.
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+/// Types all of `text`, as fast as the guest's serial port takes it.
+fn type_whole(twin: &mut Twin, text: &str) {
+    let (start, mut left) = (Instant::now(), text);
+    while !left.is_empty() {
+        let taken = twin.get(json!({"op": "type", "text": left}))["taken"].as_u64().unwrap();
+        left = &left[taken as usize..];
+        assert!(start.elapsed() < PATIENCE, "the guest does not read {left:?}");
+        // Nothing announces that it has read.
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// The words of a clone's answer to [`WHO`].
+fn who(twin: &mut Twin) -> Vec<String> {
+    console_until(twin, ":~# ");
+    type_whole(twin, WHO);
+    let console = console_until(twin, " END");
+    let answer = console.lines().find_map(|line| line.split_once("IAM ")).expect("an answer").1;
+    answer.split_ascii_whitespace().map(str::to_owned).collect()
+}
+
+/// A machine saved at the gate has touched no flash yet: any phone's twin may begin with it, and becomes who it is told to be.
 #[test]
-fn twins_begin_with_a_machine_saved_at_the_gate() {
-    const GATE: &str = "org.pollux.gate";
+fn clones_of_a_machine_saved_at_the_gate_are_individuals() {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().join("base");
     let start = |phone: &str, restore: bool| {
         let folder = dir.path().join(phone);
         std::fs::create_dir(&folder).unwrap();
-        let (flash, gate) = (folder.join("flash.sock"), folder.join("gate.sock"));
+        let [flash, gate, net] = ["flash.sock", "gate.sock", "net.sock"].map(|name| folder.join(name));
         serve(&flash, view());
-        let listener = UnixListener::bind(&gate).unwrap();
+        let listeners = [&gate, &net].map(|socket| UnixListener::bind(socket).unwrap());
         let twin = Twin::start(&folder, |config| {
             config["flash"] = json!({"tag": "flash", "socket": flash});
             config["ports"] = json!([{"name": GATE, "socket": gate}]);
-            add_to_cmdline(config, "pollux.root=virtiofs:flash pollux.gate=1");
+            config["net"] = json!({"mac": "02:00:00:00:00:01", "socket": net});
+            add_to_cmdline(config, "pollux.root=virtiofs:flash pollux.gate=1 pollux.shell=1");
             if restore {
                 config["restore"] = json!(base);
+                config["verify"] = json!(true);
             }
         });
-        (twin, listener)
+        (twin, listeners)
     };
-    let (mut twin, _listener) = start("base-maker", false);
+    let (mut twin, _listeners) = start("base-maker", false);
     twin.get(json!({"op": "boot"}));
     let at_gate = twin.get(json!({"op": "port_wait", "name": GATE, "timeout_ms": PATIENCE.as_millis() as u64}));
     assert_eq!(at_gate["open"], true, "{}", twin.console());
@@ -100,13 +143,23 @@ fn twins_begin_with_a_machine_saved_at_the_gate() {
     twin.get(json!({"op": "stop"}));
     assert!(twin.ended().success());
 
-    for phone in ["phone-1", "phone-2"] {
-        let (mut twin, listener) = start(phone, true);
-        let (mut gate, _) = listener.accept().unwrap();
+    let mut seen = HashSet::new();
+    for i in 1..=4 {
+        let (mut twin, [gate, _net]) = start(&format!("phone-{i}"), true);
+        let (mut gate, _) = gate.accept().unwrap();
         let before = twin.generation();
         twin.get(json!({"op": "resume"}));
-        gate.write_all(b"go time=1900000000\n").unwrap();
+        let (machine, host, serial, mac) = (format!("{i:032x}"), format!("twin-{i}"), format!("S{i}"), format!("02:00:00:00:01:0{i}"));
+        let seed = format!("{i:02x}").repeat(64);
+        let line = format!("go seed={seed} time=1900000000.5 host={host} machine={machine} serial={serial} mac={mac}\n");
+        gate.write_all(line.as_bytes()).unwrap();
         twin.changed_screen(before);
+        let said = who(&mut twin);
+        assert_eq!(said[..5], [machine, host.clone(), host, serial, mac]);
+        let [boot_id, random, time, end] = &said[5..] else { panic!("{said:?}") };
+        assert_eq!((boot_id.len(), random.len(), end.as_str()), (36, 32, "END"));
+        assert!(seen.insert(boot_id.clone()) && seen.insert(random.clone()), "random numbers repeat: {said:?}");
+        assert!((1_900_000_000..1_900_000_000 + PATIENCE.as_secs()).contains(&time.parse().unwrap()), "{said:?}");
         twin.get(json!({"op": "stop"}));
         assert!(twin.ended().success());
     }

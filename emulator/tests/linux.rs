@@ -51,13 +51,13 @@ fn a_saved_machine_goes_on_in_others() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("saved");
     let state = console.machine.save().unwrap();
-    snapshot::write(&file, ENGINE_BUILD, &state, console.machine.ram()).unwrap();
+    snapshot::write(&file, ENGINE_BUILD, &state, console.machine.ram(), None).unwrap();
     console.machine.resume().unwrap();
     assert_eq!(console.command("cat /tmp/note"), "before");
 
     for _ in 0..2 {
         let snapshot = Snapshot::open(&file, ENGINE_BUILD).unwrap();
-        let mut restored = Console::new(snapshot.ram().unwrap(), config());
+        let mut restored = Console::new(snapshot.ram(None).unwrap(), config());
         restored.machine.restore(snapshot.state()).unwrap();
         restored.machine.resume().unwrap();
         assert_eq!(restored.command("cat /tmp/note; echo after > /tmp/note"), "before");
@@ -113,13 +113,13 @@ mod x86 {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("saved");
         let state = console.machine.save().unwrap();
-        snapshot::write(&file, ENGINE_BUILD, &state, console.machine.ram()).unwrap();
+        snapshot::write(&file, ENGINE_BUILD, &state, console.machine.ram(), None).unwrap();
         console.machine.resume().unwrap();
         assert_eq!(console.command("cat /tmp/note"), "before");
 
         for _ in 0..2 {
             let snapshot = Snapshot::open(&file, ENGINE_BUILD).unwrap();
-            let mut restored = Console::new_x86(snapshot.ram().unwrap(), 32 << 20);
+            let mut restored = Console::new_x86(snapshot.ram(None).unwrap(), 32 << 20);
             restored.machine.restore(snapshot.state()).unwrap();
             restored.machine.resume().unwrap();
             assert_eq!(restored.command("cat /tmp/note; echo after > /tmp/note"), "before");

@@ -36,6 +36,7 @@ const GUEST_TARGET: &str = "target-arm64/aarch64-unknown-linux-gnu/debug";
 pub struct GuestBinaries {
     pub handset: PathBuf,
     pub agent: PathBuf,
+    pub gate: PathBuf,
 }
 
 impl GuestBinaries {
@@ -48,6 +49,7 @@ impl GuestBinaries {
         GuestBinaries {
             handset: dir.join("handset"),
             agent: dir.join("pollux-agent"),
+            gate: dir.join("gate"),
         }
     }
 }
@@ -56,7 +58,7 @@ impl GuestBinaries {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub cache_dir: PathBuf,
-    /// None: an image without handset and agent, to try machines with.
+    /// None: an image without our programs, to try machines with.
     pub guest: Option<GuestBinaries>,
     /// Packages to use instead of those that this crate carries for the image.
     pub lock: Option<Lock>,
@@ -165,7 +167,7 @@ fn publish(images: &Path, name: &str, folder: &str) -> Result<()> {
 /// The guest's programs as built; they are stripped only if an image is really made.
 struct Guest {
     binaries: GuestBinaries,
-    hashes: [String; 2],
+    hashes: [String; 3],
 }
 
 fn read_guest(binaries: &GuestBinaries) -> Result<Guest> {
@@ -180,6 +182,7 @@ fn read_guest(binaries: &GuestBinaries) -> Result<Guest> {
     let hashes = [
         hash("handset", "handset", &binaries.handset)?,
         hash("agent", "sync-agent", &binaries.agent)?,
+        hash("gate", "gate", &binaries.gate)?,
     ];
     Ok(Guest {
         binaries: binaries.clone(),
@@ -229,22 +232,20 @@ impl Inputs<'_> {
         };
 
         progress("writing kernel and initramfs");
+        let programs = self.programs(dir)?;
+        let gate = programs.as_ref().map(|programs| programs.gate.as_slice());
         write_file(&dir.join(image::KERNEL), &kernel.image)?;
         let path = dir.join(image::INITRAMFS);
         write_with(&path, |out| {
             cpio::write(
-                &initramfs::tree(manifest, &kernel, &busybox),
+                &initramfs::tree(manifest, &kernel, &busybox, gate),
                 out,
                 manifest.epoch,
             )
         })?;
 
         progress("writing the base tree");
-        overlay::apply(
-            &mut base,
-            self.programs(dir)?.as_ref(),
-            &self.identity(hash),
-        );
+        overlay::apply(&mut base, programs.as_ref(), &self.identity(hash));
         write_with(&dir.join(image::BASE_TAR), |out| {
             base.write_tar(out, manifest.epoch)
         })?;
@@ -370,6 +371,7 @@ impl Inputs<'_> {
         Ok(Some(GuestPrograms {
             handset: strip(&guest.binaries.handset)?,
             agent: strip(&guest.binaries.agent)?,
+            gate: strip(&guest.binaries.gate)?,
         }))
     }
 }

@@ -17,14 +17,13 @@ const APPLETS: &[&str] = &[
     "cat",
     "chown",
     "cttyhack",
-    "date",
     "insmod",
+    "ip",
     "ln",
     "mkdir",
     "mount",
     "setsid",
     "sh",
-    "sleep",
     "switch_root",
 ];
 const CONSOLE: Node = Node::CharDevice { major: 5, minor: 1 };
@@ -106,8 +105,13 @@ fn raw_image(packed: &[u8]) -> std::result::Result<Vec<u8>, String> {
     }
 }
 
-/// The initramfs as a tree, ready to be written as cpio.
-pub(crate) fn tree(manifest: &Manifest, kernel: &Kernel, busybox: &[u8]) -> Tree {
+/// The initramfs as a tree, ready to be written as cpio. `gate`: the program that waits for a twin's identity.
+pub(crate) fn tree(
+    manifest: &Manifest,
+    kernel: &Kernel,
+    busybox: &[u8],
+    gate: Option<&[u8]>,
+) -> Tree {
     let mut tree = Tree::default();
     for dir in ["dev", "proc", "sys", "run", "newroot"] {
         tree.insert(dir, Entry::directory(0o755));
@@ -125,6 +129,9 @@ pub(crate) fn tree(manifest: &Manifest, kernel: &Kernel, busybox: &[u8]) -> Tree
     tree.insert("bin/busybox", Entry::file(0o755, busybox));
     for applet in APPLETS {
         tree.insert(&format!("bin/{applet}"), Entry::symlink("busybox"));
+    }
+    if let Some(gate) = gate {
+        tree.insert("bin/gate", Entry::file(0o755, gate));
     }
     for (path, mode, contents) in FILES {
         tree.insert(path, Entry::file(mode, contents));

@@ -42,6 +42,8 @@ pub(crate) const FILES: &[(&str, u32, &[u8])] = &[
         0o644,
         include_bytes!("../overlay/etc/inittab"),
     ),
+    // Each machine that has one puts its own over it.
+    ("etc/machine-id", 0o444, b""),
     (
         "etc/nsswitch.conf",
         0o644,
@@ -247,6 +249,8 @@ const SYSTEM_APPLETS: &[&str] = &[
 pub(crate) struct GuestPrograms {
     pub(crate) handset: Vec<u8>,
     pub(crate) agent: Vec<u8>,
+    /// Goes into the initramfs.
+    pub(crate) gate: Vec<u8>,
 }
 
 /// Lays everything over `tree`, which holds what came from packages. `identity` tells the system which image it is.

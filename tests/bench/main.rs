@@ -11,6 +11,7 @@ mod ingest;
 mod latency;
 mod machine;
 mod samples;
+mod start;
 mod table;
 
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ enum Bench {
     Machine(machine::Options),
     /// From a key on the phone to its twin's screen, and from the operator's key to the phone's.
     Latency(latency::Options),
+    /// From the request that starts a twin to its running, its home on screen, its last screen.
+    Start(start::Options),
     /// Events acknowledged in a second, by one phone and by a hundred, beside SQLite.
     Ingest(ingest::Options),
 }
@@ -48,6 +51,7 @@ impl Bench {
             Bench::Boot(options) => boot::run(options),
             Bench::Machine(options) => machine::run(options),
             Bench::Latency(options) => latency::run(options),
+            Bench::Start(options) => start::run(options),
             Bench::Ingest(options) => ingest::run(options),
         }
     }

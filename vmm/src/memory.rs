@@ -1,11 +1,36 @@
 //! Guest RAM: one contiguous host mapping, shared by vCPU and devices.
 
 use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use vm_memory::{FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use crate::layout;
+
+/// Of guest RAM, and of our mappings of it.
+pub(crate) const PAGE: u64 = 4096;
+
+/// A run of pages of guest RAM: bytes from its beginning, and bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    pub at: u64,
+    pub len: u64,
+}
+
+impl Run {
+    pub(crate) fn end(self) -> u64 {
+        self.at + self.len
+    }
+
+    pub(crate) fn pages(self) -> std::ops::Range<usize> {
+        (self.at / PAGE) as usize..(self.end() / PAGE) as usize
+    }
+}
 
 /// Guest RAM as devices see it; cloning shares the mapping.
 pub type GuestRam = Arc<GuestMemoryMmap<()>>;
@@ -48,6 +73,48 @@ pub fn anonymous_x86(size: u64) -> Result<GuestRam, MemoryError> {
 pub fn from_snapshot(file: File, offset: u64, base: u64, size: u64) -> Result<GuestRam, MemoryError> {
     check_size(size)?;
     map(base, size, Some(FileOffset::new(file, offset)), libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+}
+
+/// Maps `runs`, copy-on-write, from `file`, which holds them one after the other from `offset` on, over what `ram` has there. Nobody else uses
+/// `ram` yet.
+pub(crate) fn overlay(ram: &GuestRam, file: &File, mut offset: u64, runs: &[Run]) -> io::Result<()> {
+    let region = ram.iter().next().expect("RAM has a region");
+    for run in runs {
+        assert!(run.end() <= region.len(), "runs lie in RAM");
+        let place = region.as_ptr().wrapping_add(run.at as usize);
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED);
+        let file_offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: the range lies in a mapping of ours, as asserted, which nobody uses yet; it stays mapped, as memory that can be read and
+        // written, and is unmapped with the rest.
+        let mapped = unsafe { libc::mmap(place.cast(), run.len as usize, access, flags, file.as_raw_fd(), file_offset) };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        offset += run.len;
+    }
+    Ok(())
+}
+
+/// Tells which pages of RAM that was mapped from files were written since (Linux, admin-guide/mm/pagemap.rst).
+pub(crate) struct Pagemap(File);
+
+impl Pagemap {
+    pub(crate) fn open() -> io::Result<Self> {
+        File::open("/proc/self/pagemap").map(Self)
+    }
+
+    /// For each page whether it was written. Whoever writes meanwhile may be missed.
+    pub(crate) fn written(&self, ram: &GuestRam) -> io::Result<Vec<bool>> {
+        const ENTRY: usize = size_of::<u64>();
+        const PRESENT: u64 = 1 << 63;
+        const SWAPPED: u64 = 1 << 62;
+        const OF_A_FILE: u64 = 1 << 61;
+        let region = ram.iter().next().expect("RAM has a region");
+        let mut entries = vec![0; (region.len() / PAGE) as usize * ENTRY];
+        self.0.read_exact_at(&mut entries, region.as_ptr() as u64 / PAGE * ENTRY as u64)?;
+        let entries = entries.as_chunks::<ENTRY>().0.iter().map(|entry| u64::from_ne_bytes(*entry));
+        Ok(entries.map(|entry| entry & (PRESENT | SWAPPED) != 0 && entry & OF_A_FILE == 0).collect())
+    }
 }
 
 /// The guest physical address of the first byte of RAM, and how many bytes there are.

@@ -5,9 +5,11 @@
 //! 16   SHA-256 of the head, 32 bytes
 //! 48   head: JSON, in it the build that saved, lengths and a digest of what follows
 //!      CPU state, then each device's state
-//!      padding to RAM_ALIGN; RAM, sparse: pages of zeros are holes
+//!      padding to RAM_ALIGN; runs of RAM, one after the other, sparse: pages of zeros are holes
 //! ```
-//! RAM is mapped copy-on-write from the file, so a restore costs milliseconds and machines restored from one file share
+//! A whole machine's file has all of its RAM in one run. A machine that was restored is saved as what differs from its *base*, the
+//! whole machine that it, or the one that it was restored from, began with; such a file is of use only together with that base.
+//! RAM is mapped copy-on-write from the files, so a restore costs milliseconds and machines restored from one file share
 //! memory. Head and states are checked at each opening; RAM, which would have to be read for that, only by
 //! [`Snapshot::verify_ram`]. A file appears under its name only when it is complete and on disk.
 
@@ -22,20 +24,21 @@ use sha2::{Digest, Sha256};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::board::BoardState;
-use crate::memory::{self, GuestRam, MemoryError};
+use crate::memory::{self, GuestRam, MemoryError, PAGE, Pagemap, Run};
 
 const MAGIC: &[u8; 8] = b"PLXTWIN\0";
 /// Raise it whenever the meaning of anything in the file changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const PREFIX_BYTES: usize = 48;
-/// The head is a list of lengths and three small devices.
+/// The head is lists of lengths and runs, and three small devices.
 const HEAD_BYTES_MAX: usize = 1 << 20;
 /// CPU context, and a screen's pixels among the devices: a few MiB.
 const STATE_BYTES_MAX: u64 = 256 << 20;
 const RAM_ALIGN: u64 = 2 << 20;
-const PAGE: usize = 4096;
 /// How much RAM is looked at at once.
-const CHUNK: usize = 1 << 20;
+const CHUNK: u64 = 1 << 20;
+/// Each run becomes a mapping of its own, of which a process may have 65,530, and a few bytes of the head.
+const RUNS_MAX: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -49,6 +52,8 @@ pub enum SnapshotError {
     OtherBuild { path: PathBuf, found: String, ours: String },
     #[error("snapshot {path} is damaged: {reason}")]
     Damaged { path: PathBuf, reason: String },
+    #[error("machine {path} was saved as what differs from a base snapshot, which {reason}: boot instead")]
+    Base { path: PathBuf, reason: &'static str },
     #[error("cannot read guest RAM")]
     Ram(#[from] vm_memory::GuestMemoryError),
     #[error(transparent)]
@@ -82,15 +87,29 @@ struct Head {
     ram_offset: u64,
     ram_base: u64,
     ram_size: u64,
+    /// Of the stored pages that are not all zeros.
     ram_sha256: String,
+    /// What is stored of RAM: ascending and apart.
+    runs: Vec<Run>,
+    /// The digest of the base's head, if what is not stored is there.
+    base: Option<String>,
 }
 
-/// Writes a saved machine to `path`, replacing what was there. `build` is who can restore it.
-pub fn write(path: &Path, build: &str, state: &MachineState, ram: &GuestRam) -> Result<(), SnapshotError> {
+/// What a restored machine began with.
+pub struct Origin {
+    base: String,
+    /// Differs from the base already.
+    differs: Vec<Run>,
+    pagemap: Pagemap,
+}
+
+/// Writes a saved machine to `path`, replacing what was there: only what differs from its base, if it has an `origin`. `build` is who can
+/// restore it.
+pub fn write(path: &Path, build: &str, state: &MachineState, ram: &GuestRam, origin: Option<&Origin>) -> Result<(), SnapshotError> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    let result = write_file(&partial, build, state, ram).and_then(|()| {
+    let result = write_file(&partial, build, state, ram, origin).and_then(|()| {
         std::fs::rename(&partial, path).map_err(|source| SnapshotError::Io { operation: "name", path: path.into(), source })
     });
     if result.is_err() {
@@ -100,10 +119,15 @@ pub fn write(path: &Path, build: &str, state: &MachineState, ram: &GuestRam) -> 
     result
 }
 
-fn write_file(path: &Path, build: &str, state: &MachineState, ram: &GuestRam) -> Result<(), SnapshotError> {
+fn write_file(path: &Path, build: &str, state: &MachineState, ram: &GuestRam, origin: Option<&Origin>) -> Result<(), SnapshotError> {
     let failed = |source| SnapshotError::Io { operation: "write", path: path.into(), source };
     let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).map_err(failed)?;
     let (ram_base, ram_size) = memory::extent(ram);
+    let runs = match origin {
+        Some(origin) => origin.differing(ram).map_err(|source| SnapshotError::Io { operation: "tell pages for", path: path.into(), source })?,
+        None => vec![Run { at: 0, len: ram_size }],
+    };
+    let stored: u64 = runs.iter().map(|run| run.len).sum();
     let mut states = state.cpu.clone();
     state.devices.iter().for_each(|d| states.extend_from_slice(&d.bytes));
     let mut head = Head {
@@ -117,9 +141,11 @@ fn write_file(path: &Path, build: &str, state: &MachineState, ram: &GuestRam) ->
         ram_base,
         ram_size,
         ram_sha256: String::new(),
+        runs,
+        base: origin.map(|origin| origin.base.clone()),
     };
-    file.set_len(head.ram_offset + ram_size).map_err(failed)?;
-    head.ram_sha256 = write_ram(ram, |bytes, at| file.write_all_at(bytes, head.ram_offset + at).map_err(failed))?;
+    file.set_len(head.ram_offset + stored).map_err(failed)?;
+    head.ram_sha256 = write_ram(ram, &head.runs, |bytes, at| file.write_all_at(bytes, head.ram_offset + at).map_err(failed))?;
 
     let json = serde_json::to_vec(&head).expect("numbers and strings always serialise");
     assert!(PREFIX_BYTES + json.len() <= HEAD_BYTES_MAX, "a machine's head is small");
@@ -133,19 +159,66 @@ fn write_file(path: &Path, build: &str, state: &MachineState, ram: &GuestRam) ->
     (&file).write_all(&front).and_then(|()| file.sync_all()).map_err(failed)
 }
 
-/// Hands every page that is not all zeros to `put`, in order, and returns the digest of these pages and their places.
+impl Origin {
+    /// What differs from the base now, in few enough runs; small gaps between them, which do not, are taken in where need be.
+    fn differing(&self, ram: &GuestRam) -> std::io::Result<Vec<Run>> {
+        let mut pages = self.pagemap.written(ram)?;
+        for run in &self.differs {
+            pages[run.pages()].fill(true);
+        }
+        let mut gap = 0;
+        loop {
+            let runs = runs_of(&pages, gap);
+            if runs.len() <= RUNS_MAX {
+                return Ok(runs);
+            }
+            gap = 2 * gap + 1;
+        }
+    }
+}
+
+/// The runs of pages that are marked, joined where at most `gap` lie between.
+fn runs_of(pages: &[bool], gap: usize) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (i, _) in pages.iter().enumerate().filter(|(_, marked)| **marked) {
+        let at = i as u64 * PAGE;
+        match runs.last_mut() {
+            Some(run) if at - run.end() <= gap as u64 * PAGE => run.len = at + PAGE - run.at,
+            _ => runs.push(Run { at, len: PAGE }),
+        }
+    }
+    runs
+}
+
+/// Cuts runs into pieces of at most [`CHUNK`], each with its place among all that is stored.
+fn pieces(runs: &[Run]) -> impl Iterator<Item = (Run, u64)> {
+    let mut stored = 0;
+    let cut = |run: &Run| {
+        let (at, end) = (run.at, run.end());
+        (at..end).step_by(CHUNK as usize).map(move |at| Run { at, len: CHUNK.min(end - at) })
+    };
+    runs.iter().flat_map(cut).map(move |piece| {
+        stored += piece.len;
+        (piece, stored - piece.len)
+    })
+}
+
+/// Hands every page of these runs that is not all zeros to `put`, in order, with its place among what is stored, and returns the
+/// digest of these pages and their places in RAM.
 fn write_ram(
     ram: &GuestRam,
+    runs: &[Run],
     mut put: impl FnMut(&[u8], u64) -> Result<(), SnapshotError>,
 ) -> Result<String, SnapshotError> {
     let mut digest = RamDigest::default();
-    let mut chunk = vec![0; CHUNK];
-    let (base, size) = memory::extent(ram);
-    for at in (0..size).step_by(CHUNK) {
-        ram.read_slice(&mut chunk, GuestAddress(base + at))?;
-        for (start, pages) in used_runs(&chunk) {
-            digest.add(at + start, pages);
-            put(pages, at + start)?;
+    let mut chunk = vec![0; CHUNK as usize];
+    let base = memory::extent(ram).0;
+    for (piece, stored) in pieces(runs) {
+        let chunk = &mut chunk[..piece.len as usize];
+        ram.read_slice(chunk, GuestAddress(base + piece.at))?;
+        for (start, pages) in used_runs(chunk) {
+            digest.add(piece.at + start, pages);
+            put(pages, stored + start)?;
         }
     }
     Ok(digest.finish())
@@ -156,9 +229,9 @@ fn used_runs(chunk: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     let is_used = |page: &[u8]| page.iter().any(|b| *b != 0);
     let mut at = 0;
     std::iter::from_fn(move || {
-        let rest = chunk[at..].chunks(PAGE);
+        let rest = chunk[at..].chunks(PAGE as usize);
         let start = at + rest.take_while(|p| !is_used(p)).map(<[u8]>::len).sum::<usize>();
-        at = start + chunk[start..].chunks(PAGE).take_while(|p| is_used(p)).map(<[u8]>::len).sum::<usize>();
+        at = start + chunk[start..].chunks(PAGE as usize).take_while(|p| is_used(p)).map(<[u8]>::len).sum::<usize>();
         (at > start).then(|| (start as u64, &chunk[start..at]))
     })
 }
@@ -169,8 +242,8 @@ struct RamDigest(Sha256);
 
 impl RamDigest {
     fn add(&mut self, at: u64, pages: &[u8]) {
-        for (i, page) in pages.chunks(PAGE).enumerate() {
-            self.0.update((at + (i * PAGE) as u64).to_le_bytes());
+        for (i, page) in pages.chunks(PAGE as usize).enumerate() {
+            self.0.update((at + i as u64 * PAGE).to_le_bytes());
             self.0.update(page);
         }
     }
@@ -185,6 +258,8 @@ pub struct Snapshot {
     path: PathBuf,
     file: File,
     head: Head,
+    /// Of the head, in hex.
+    digest: String,
     states: Vec<u8>,
 }
 
@@ -220,10 +295,11 @@ impl Snapshot {
         if head.build != build {
             return Err(SnapshotError::OtherBuild { path: path.into(), found: head.build, ours: build.into() });
         }
-        if head.ram_offset.checked_add(head.ram_size) != Some(length) {
+        memory::check_size(head.ram_size)?;
+        let stored = stored(&head).ok_or_else(|| damaged("its runs of RAM make no sense"))?;
+        if head.ram_offset.checked_add(stored) != Some(length) || !head.ram_offset.is_multiple_of(PAGE) {
             return Err(damaged("it is cut short"));
         }
-        memory::check_size(head.ram_size)?;
         let sizes = head.devices.iter().map(|(_, len)| *len);
         let states_len = sizes.fold(head.cpu_len, u64::saturating_add);
         if states_len > STATE_BYTES_MAX || (PREFIX_BYTES + json_len) as u64 + states_len > head.ram_offset {
@@ -234,14 +310,40 @@ impl Snapshot {
         if hex(&Sha256::digest(&states)) != head.states_sha256 {
             return Err(damaged("the checksum of CPU and devices is wrong"));
         }
-        Ok(Self { path: path.into(), file, head, states })
+        Ok(Self { path: path.into(), file, head, digest: hex(&prefix[16..]), states })
     }
 
-    /// Maps the saved RAM copy-on-write.
-    pub fn ram(&self) -> Result<GuestRam, SnapshotError> {
-        let file = self.file.try_clone();
-        let file = file.map_err(|source| SnapshotError::Io { operation: "map", path: self.path.clone(), source })?;
-        Ok(memory::from_snapshot(file, self.head.ram_offset, self.head.ram_base, self.head.ram_size)?)
+    /// Maps the saved RAM copy-on-write; `base` is what it was saved as the difference from, if it was.
+    pub fn ram(&self, base: Option<&Snapshot>) -> Result<GuestRam, SnapshotError> {
+        let file = |of: &Self| of.file.try_clone().map_err(|source| of.failed("map", source));
+        let Head { ram_offset, ram_base, ram_size, .. } = self.head;
+        let Some(wanted) = &self.head.base else {
+            return Ok(memory::from_snapshot(file(self)?, ram_offset, ram_base, ram_size)?);
+        };
+        let unfit = |reason| SnapshotError::Base { path: self.path.clone(), reason };
+        let base = base.ok_or_else(|| unfit("is not given"))?;
+        if base.digest != *wanted {
+            return Err(unfit("is another than this"));
+        }
+        if base.head.base.is_some() || (base.head.ram_base, base.head.ram_size) != (ram_base, ram_size) {
+            return Err(unfit("does not fit it"));
+        }
+        let ram = base.ram(None)?;
+        memory::overlay(&ram, &self.file, ram_offset, &self.head.runs).map_err(|source| self.failed("map", source))?;
+        Ok(ram)
+    }
+
+    /// What a machine begins with that is restored from this; to save it again as what differs.
+    pub fn origin(&self) -> Result<Origin, SnapshotError> {
+        let pagemap = Pagemap::open().map_err(|source| self.failed("tell pages of", source))?;
+        Ok(match &self.head.base {
+            Some(base) => Origin { base: base.clone(), differs: self.head.runs.clone(), pagemap },
+            None => Origin { base: self.digest.clone(), differs: Vec::new(), pagemap },
+        })
+    }
+
+    fn failed(&self, operation: &'static str, source: std::io::Error) -> SnapshotError {
+        SnapshotError::Io { operation, path: self.path.clone(), source }
     }
 
     /// What [`crate::machine::Machine::restore`] takes.
@@ -260,15 +362,14 @@ impl Snapshot {
         }
     }
 
-    /// Reads all of the saved RAM and compares its digest.
+    /// Reads all of the RAM that is stored and compares its digest.
     pub fn verify_ram(&self) -> Result<(), SnapshotError> {
         let mut digest = RamDigest::default();
-        let mut chunk = vec![0; CHUNK];
-        for at in (0..self.head.ram_size).step_by(CHUNK) {
-            self.file
-                .read_exact_at(&mut chunk, self.head.ram_offset + at)
-                .map_err(|source| SnapshotError::Io { operation: "read", path: self.path.clone(), source })?;
-            used_runs(&chunk).for_each(|(start, pages)| digest.add(at + start, pages));
+        let mut chunk = vec![0; CHUNK as usize];
+        for (piece, stored) in pieces(&self.head.runs) {
+            let chunk = &mut chunk[..piece.len as usize];
+            self.file.read_exact_at(chunk, self.head.ram_offset + stored).map_err(|source| self.failed("read", source))?;
+            used_runs(chunk).for_each(|(start, pages)| digest.add(piece.at + start, pages));
         }
         if digest.finish() != self.head.ram_sha256 {
             let reason = "the checksum of RAM is wrong".into();
@@ -278,13 +379,29 @@ impl Snapshot {
     }
 }
 
+/// How many bytes of RAM are stored, if the runs are as [`write`] makes them.
+fn stored(head: &Head) -> Option<u64> {
+    let whole = [Run { at: 0, len: head.ram_size }];
+    if head.runs.len() > RUNS_MAX || head.base.is_none() && head.runs != whole {
+        return None;
+    }
+    let mut end = 0;
+    for run in &head.runs {
+        let fits = run.at >= end && run.len > 0 && run.at.is_multiple_of(PAGE) && run.len.is_multiple_of(PAGE);
+        end = run.at.checked_add(run.len).filter(|end| fits && *end <= head.ram_size)?;
+    }
+    Some(head.runs.iter().map(|run| run.len).sum())
+}
+
 /// The file of a saved machine with this head and these states, whatever they are, so that a fuzzer's get past the checksums;
 /// and how long the file must be for its RAM.
 #[cfg(any(test, feature = "fake-driver"))]
 pub(crate) fn sealed(head: &[u8], states: &[u8]) -> (Vec<u8>, u64) {
     let mut json: serde_json::Value = serde_json::from_slice(head).unwrap_or_default();
     let number = |json: &serde_json::Value, key: &str| json.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
-    let ram_end = number(&json, "ram_offset").saturating_add(number(&json, "ram_size"));
+    let runs = json.get("runs").and_then(serde_json::Value::as_array);
+    let stored = runs.into_iter().flatten().fold(0u64, |sum, run| sum.saturating_add(number(run, "len")));
+    let ram_end = number(&json, "ram_offset").saturating_add(stored);
     if let Some(digest) = json.get_mut("states_sha256") {
         *digest = hex(&Sha256::digest(states)).into();
     }

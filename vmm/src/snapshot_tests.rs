@@ -32,7 +32,7 @@ fn ram() -> GuestRam {
 
 fn saved(dir: &tempfile::TempDir) -> PathBuf {
     let path = dir.path().join("saved");
-    write(&path, "build 1", &state(), &ram()).unwrap();
+    write(&path, "build 1", &state(), &ram(), None).unwrap();
     path
 }
 
@@ -43,13 +43,8 @@ fn what_is_written_is_read() {
     let snapshot = Snapshot::open(&path, "build 1").unwrap();
     assert_eq!(snapshot.state(), state());
     snapshot.verify_ram().unwrap();
-    let (ours, theirs) = (ram(), snapshot.ram().unwrap());
-    let read = |ram: &GuestRam| {
-        let mut bytes = vec![0; RAM_SIZE as usize];
-        ram.read_slice(&mut bytes, GuestAddress(layout::RAM_BASE)).unwrap();
-        bytes
-    };
-    assert!(read(&ours) == read(&theirs));
+    let (ours, theirs) = (ram(), snapshot.ram(None).unwrap());
+    assert!(bytes(&ours) == bytes(&theirs));
     let metadata = std::fs::metadata(&path).unwrap();
     assert!(metadata.blocks() * 512 < 1 << 20, "zeros take no room");
     assert_eq!(metadata.mode() & 0o777, 0o600);
@@ -61,15 +56,123 @@ fn restored_ram_is_private() {
     let dir = tempfile::tempdir().unwrap();
     let path = saved(&dir);
     let snapshot = Snapshot::open(&path, "build 1").unwrap();
-    let (one, two) = (snapshot.ram().unwrap(), snapshot.ram().unwrap());
+    let (one, two) = (snapshot.ram(None).unwrap(), snapshot.ram(None).unwrap());
     one.write_obj(99u64, GuestAddress(layout::RAM_BASE)).unwrap();
     assert_eq!(two.read_obj::<u64>(GuestAddress(layout::RAM_BASE)).unwrap(), 11);
     snapshot.verify_ram().unwrap();
     // A machine may be saved over the file that it was restored from.
-    write(&path, "build 1", &state(), &one).unwrap();
+    write(&path, "build 1", &state(), &one, None).unwrap();
     assert_eq!(one.read_obj::<u64>(GuestAddress(layout::RAM_BASE + RAM_SIZE - 8)).unwrap(), 14);
-    let again = Snapshot::open(&path, "build 1").unwrap().ram().unwrap();
+    let again = Snapshot::open(&path, "build 1").unwrap().ram(None).unwrap();
     assert_eq!(again.read_obj::<u64>(GuestAddress(layout::RAM_BASE)).unwrap(), 99);
+}
+
+/// Pages that a restored machine writes: apart, side by side, and at the ends.
+const WRITTEN: [u64; 6] = [0, 1, 7, 8, 4000, RAM_SIZE / PAGE - 1];
+
+fn word(ram: &GuestRam, page: u64) -> u64 {
+    ram.read_obj(GuestAddress(layout::RAM_BASE + page * PAGE)).unwrap()
+}
+
+fn put(ram: &GuestRam, page: u64, value: u64) {
+    ram.write_obj(value, GuestAddress(layout::RAM_BASE + page * PAGE)).unwrap();
+}
+
+fn bytes(ram: &GuestRam) -> Vec<u8> {
+    let mut bytes = vec![0; RAM_SIZE as usize];
+    ram.read_slice(&mut bytes, GuestAddress(layout::RAM_BASE)).unwrap();
+    bytes
+}
+
+#[test]
+fn what_differs_is_all_that_is_written_and_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = Snapshot::open(&saved(&dir), "build 1").unwrap();
+    let ram = base.ram(None).unwrap();
+    // Reading is no difference, be it of all.
+    let whole = bytes(&ram);
+    WRITTEN.iter().for_each(|page| put(&ram, *page, 100 + page));
+    let first = dir.path().join("first");
+    write(&first, "build 1", &state(), &ram, Some(&base.origin().unwrap())).unwrap();
+    let first = Snapshot::open(&first, "build 1").unwrap();
+    assert_eq!(first.head.runs.iter().map(|run| run.len / PAGE).collect::<Vec<_>>(), [2, 2, 1, 1]);
+    first.verify_ram().unwrap();
+    assert!(bytes(&first.ram(Some(&base)).unwrap()) == bytes(&ram));
+
+    // Again from there: what differed before still does.
+    let ram = first.ram(Some(&base)).unwrap();
+    put(&ram, 5000, 7);
+    put(&ram, 7, 0);
+    let second = dir.path().join("second");
+    write(&second, "build 1", &state(), &ram, Some(&first.origin().unwrap())).unwrap();
+    let second = Snapshot::open(&second, "build 1").unwrap();
+    let again = second.ram(Some(&base)).unwrap();
+    assert_eq!([0, 1, 7, 8, 4000, 5000].map(|page| word(&again, page)), [100, 101, 0, 108, 4100, 7]);
+    assert!(bytes(&again) == bytes(&ram));
+    // The base is what it was.
+    assert!(bytes(&base.ram(None).unwrap()) == whole);
+}
+
+#[test]
+fn differences_in_countless_places_become_few_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = Snapshot::open(&saved(&dir), "build 1").unwrap();
+    let ram = base.ram(None).unwrap();
+    (0..RAM_SIZE / PAGE).step_by(3).for_each(|page| put(&ram, page, page));
+    let path = dir.path().join("scattered");
+    write(&path, "build 1", &state(), &ram, Some(&base.origin().unwrap())).unwrap();
+    let scattered = Snapshot::open(&path, "build 1").unwrap();
+    assert!(scattered.head.runs.len() <= RUNS_MAX, "{}", scattered.head.runs.len());
+    assert!(bytes(&scattered.ram(Some(&base)).unwrap()) == bytes(&ram));
+}
+
+#[test]
+fn differences_are_of_use_with_their_base_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = Snapshot::open(&saved(&dir), "build 1").unwrap();
+    let ram = base.ram(None).unwrap();
+    put(&ram, 1, 1);
+    let path = dir.path().join("differs");
+    write(&path, "build 1", &state(), &ram, Some(&base.origin().unwrap())).unwrap();
+    let differs = Snapshot::open(&path, "build 1").unwrap();
+    put(&ram, 9, 9);
+    let other = dir.path().join("other");
+    write(&other, "build 1", &state(), &ram, None).unwrap();
+    let other = Snapshot::open(&other, "build 1").unwrap();
+    for (given, told) in [(None, "is not given"), (Some(&other), "is another"), (Some(&differs), "is another")] {
+        let error = differs.ram(given).err().unwrap().to_string();
+        assert!(error.contains(told), "{error}");
+    }
+}
+
+#[test]
+fn runs_that_make_no_sense_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = Snapshot::open(&saved(&dir), "build 1").unwrap();
+    let path = dir.path().join("differs");
+    let ram = base.ram(None).unwrap();
+    put(&ram, 1, 1);
+    write(&path, "build 1", &state(), &ram, Some(&base.origin().unwrap())).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let head_len = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+    let (head, states) = bytes[PREFIX_BYTES..].split_at(head_len);
+    let head = String::from_utf8(head.to_vec()).unwrap();
+    for runs in [
+        r#"[{"at":1,"len":4096}]"#,
+        r#"[{"at":4096,"len":100}]"#,
+        r#"[{"at":8192,"len":4096},{"at":4096,"len":4096}]"#,
+        r#"[{"at":67108864,"len":4096}]"#,
+        r#"[{"at":18446744073709547520,"len":8192}]"#,
+        r#"[{"at":4096,"len":0}]"#,
+    ] {
+        let head = head.replace(r#"[{"at":4096,"len":4096}]"#, runs);
+        assert!(head.contains(runs));
+        let (front, length) = sealed(head.as_bytes(), &states[..13]);
+        std::fs::write(&path, front).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(length).unwrap();
+        let error = Snapshot::open(&path, "build 1").err().unwrap().to_string();
+        assert!(error.contains("runs of RAM make no sense"), "{runs}: {error}");
+    }
 }
 
 #[test]
@@ -133,9 +236,9 @@ fn a_failed_save_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("taken");
     std::fs::create_dir(&path).unwrap();
-    assert!(write(&path, "build 1", &state(), &ram()).is_err());
+    assert!(write(&path, "build 1", &state(), &ram(), None).is_err());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-    assert!(write(&dir.path().join("no/such/place"), "build 1", &state(), &ram()).is_err());
+    assert!(write(&dir.path().join("no/such/place"), "build 1", &state(), &ram(), None).is_err());
 }
 
 #[test]

@@ -195,7 +195,7 @@ pub async fn play(
 async fn still(control: &Control) -> Result<(), DemoError> {
     let give_up = Instant::now() + STILL_MAX;
     while Instant::now() < give_up {
-        let generation = control.screen().await?.generation;
+        let generation = control.generation().await?;
         if !control.screen_wait(generation, STILL).await? {
             return Ok(());
         }
@@ -250,6 +250,7 @@ fn machine_config(config: &DemoConfig, image: &Image, disk: PathBuf) -> MachineC
         disk: Some(disk),
         flash: false,
         mac: Some(mac_of(&config.serial)),
+        gate: false,
         restore: None,
     }
 }

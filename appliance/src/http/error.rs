@@ -182,7 +182,7 @@ impl From<TwinError> for ApiError {
             TwinError::TooMany(_) | TwinError::Incomplete | TwinError::NothingToPark => ApiError::conflict(error),
             TwinError::Flash(error) => error.into(),
             TwinError::Log(error) => error.into(),
-            TwinError::Process(_) | TwinError::Control(_) | TwinError::Stopping => ApiError::unavailable(error),
+            TwinError::Base(_) | TwinError::Process(_) | TwinError::Control(_) | TwinError::Stopping => ApiError::unavailable(error),
         }
     }
 }

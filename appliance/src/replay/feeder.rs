@@ -43,6 +43,9 @@ pub struct Feeder {
     pub width: u16,
     pub height: u16,
     pub beginning: Beginning,
+    /// The generation of what was on the screen before the guest's programs were let in; none if it goes on from where it was parked, and
+    /// need not be waited for.
+    pub blank: Option<u64>,
     /// `fed` is written here.
     pub status: watch::Sender<TwinStatus>,
     /// Told whenever the machine has caught up with the log.
@@ -60,15 +63,14 @@ pub struct Fed {
 }
 
 impl Feeder {
-    /// Feeds until `stop`, until the machine is gone, or until the phone boots anew. `resumed`: the machine goes on from a saved
-    /// state, and need not be waited for.
-    pub async fn run(self, stop: CancellationToken, resumed: bool) -> Fed {
+    /// Feeds until `stop`, until the machine is gone, or until the phone boots anew.
+    pub async fn run(self, stop: CancellationToken) -> Fed {
         let position = self.beginning.input.saturating_sub(1);
         let mut fed = Fed { position, boot_id: self.beginning.boot_id.clone(), phone_rebooted: false };
-        if !resumed {
+        if let Some(blank) = self.blank {
             tokio::select! {
                 () = stop.cancelled() => return fed,
-                drawn = self.await_first_picture() => if !drawn {
+                drawn = self.await_first_picture(blank) => if !drawn {
                     warn!(phone = %self.phone, "the twin's guest draws nothing; it is fed all the same");
                 },
             }
@@ -190,18 +192,18 @@ impl Feeder {
         }
     }
 
-    /// Waits until the guest has drawn something and then stands still: its programs run, and read their input. What is given earlier
-    /// is lost, as a touch is on a phone that is still starting.
-    async fn await_first_picture(&self) -> bool {
+    /// Waits until the guest has drawn something newer than `blank` and then stands still: its programs run, and read their input. What
+    /// is given earlier is lost, as a touch is on a phone that is still starting.
+    async fn await_first_picture(&self, blank: u64) -> bool {
         let give_up = Instant::now() + FIRST_PICTURE_MAX;
-        let mut seen = 0;
+        let mut seen = blank;
         while Instant::now() < give_up {
-            let look = if seen == 0 { FIRST_PICTURE_LOOK } else { STILL };
+            let look = if seen == blank { FIRST_PICTURE_LOOK } else { STILL };
             match self.control.screen_wait(seen, look).await {
-                Ok(false) if seen > 0 => return true,
+                Ok(false) if seen > blank => return true,
                 Ok(false) => {}
-                Ok(true) => match self.control.screen().await {
-                    Ok(screen) => seen = screen.generation,
+                Ok(true) => match self.control.generation().await {
+                    Ok(generation) => seen = generation,
                     Err(_) => return false,
                 },
                 Err(error) => {

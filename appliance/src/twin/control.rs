@@ -24,6 +24,8 @@ const REQUESTS_MAX: usize = 256;
 const REPLY_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for the screen in one request: well below [`REPLY_MAX`].
 const SCREEN_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for a port in one request: a guest boots meanwhile. Below [`REPLY_MAX`].
+const PORT_WAIT_MAX: Duration = Duration::from_secs(50);
 /// Unsolicited events a watcher may fall behind.
 const EVENTS_MAX: usize = 16;
 
@@ -115,8 +117,11 @@ impl Control {
         self.ask("resume", json!({})).await.map(drop)
     }
 
-    pub async fn save(&self, path: &Path) -> Result<(), ControlError> {
-        self.ask("save", json!({"path": path})).await.map(drop)
+    /// Saves the paused machine; if `whole` is not asked for, only what differs from the base snapshot that it began with, if it did. Says
+    /// whether it did.
+    pub async fn save(&self, path: &Path, whole: bool) -> Result<bool, ControlError> {
+        let reply = self.ask("save", json!({"path": path, "whole": whole})).await?;
+        reply.get("differs").and_then(Value::as_bool).ok_or_else(|| nonsense("save", &"no \"differs\""))
     }
 
     pub async fn stop(&self) -> Result<(), ControlError> {
@@ -125,6 +130,11 @@ impl Control {
 
     pub async fn status(&self) -> Result<Value, ControlError> {
         self.ask("status", json!({})).await
+    }
+
+    /// Of the screen as it is now; see [`Screen::generation`].
+    pub async fn generation(&self) -> Result<u64, ControlError> {
+        self.status().await?.get("generation").and_then(Value::as_u64).ok_or_else(|| nonsense("status", &"no generation"))
     }
 
     pub async fn console_tail(&self) -> Result<String, ControlError> {
@@ -162,6 +172,13 @@ impl Control {
         let arguments = json!({"after_generation": generation, "timeout_ms": timeout_ms});
         let reply = self.ask("screen_wait", arguments).await?;
         reply.get("changed").and_then(Value::as_bool).ok_or_else(|| nonsense("screen_wait", &"no \"changed\""))
+    }
+
+    /// Waits until a program in the guest has the console port `name` open; false if none has within `timeout` (at most 50 s).
+    pub async fn port_wait(&self, name: &str, timeout: Duration) -> Result<bool, ControlError> {
+        let timeout_ms = u64::try_from(timeout.min(PORT_WAIT_MAX).as_millis()).unwrap_or(u64::MAX);
+        let reply = self.ask("port_wait", json!({"name": name, "timeout_ms": timeout_ms})).await?;
+        reply.get("open").and_then(Value::as_bool).ok_or_else(|| nonsense("port_wait", &"no \"open\""))
     }
 
     /// Whether the guest has taken all input that it was given.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use store::PhoneId;
-use tokio::net::UnixListener;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,8 @@ use tracing::{info, warn};
 
 use super::control::MachineEvent;
 use super::decide::{AfterCrash, Crashes, TwinState};
-use super::process::{Folder, Machine, MachineConfig, ProcessError};
+use super::gate::{Identity, SEED_BYTES};
+use super::process::{Folder, Machine, MachineConfig, ProcessError, Saved};
 use super::{End, Inner, Running, TwinError, TwinStatus};
 use crate::flashes::{FlashesError, TwinFlash};
 use crate::live::Notice;
@@ -51,13 +53,17 @@ struct Keeping {
     machine: Machine,
     events: broadcast::Receiver<MachineEvent>,
     flash: TwinFlash,
+    /// What its machine began with, now or before it was parked.
+    base: Option<PathBuf>,
     /// Serves the flash; ends when the machine does.
     server: oneshot::Receiver<Result<(), FlashesError>>,
+    /// The outer end of the guest's gate: were it closed, the guest would be told.
+    _gate: UnixStream,
     feeding: CancellationToken,
     feeder: Option<JoinHandle<Fed>>,
     /// What the feeder said when it ended.
     fed: Option<Fed>,
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 /// What is kept beside a parked machine.
@@ -66,6 +72,23 @@ struct Parked {
     fed: u64,
     boot_id: Option<String>,
     image: String,
+    /// The base snapshot that the machine was saved as the difference from.
+    #[serde(default)]
+    base: Option<PathBuf>,
+}
+
+/// The right to run; kept over a second attempt.
+type Slot = Arc<OwnedSemaphorePermit>;
+
+/// What a machine begins with.
+#[derive(Debug, Clone)]
+enum Start {
+    /// The machine that was parked in this folder.
+    Parked(PathBuf),
+    /// The base snapshot of its image, which is to be there; at the gate.
+    Base,
+    /// Its image's kernel.
+    Kernel,
 }
 
 enum Happened {
@@ -189,40 +212,59 @@ impl Keeper {
         self.restart_at = None;
         let slots = self.inner.slots.clone();
         let slot = slots.try_acquire_owned().map_err(|_| TwinError::TooMany(self.inner.config.running_max))?;
+        let slot = Arc::new(slot);
         let was_parked = self.state() == TwinState::Parked;
         self.set(TwinState::Starting, "");
         let parked = self.parked_folder();
-        let resumed = if was_parked { self.bring_up(slot, Some(parked)).await } else { self.boot(slot).await };
-        match resumed {
-            Ok(()) => Ok(()),
-            Err(TwinError::Incomplete) => {
-                self.set(TwinState::Stopped, "");
-                Err(TwinError::Incomplete)
+        let resumed = if was_parked { self.bring_up(slot.clone(), Start::Parked(parked), "").await } else { self.begin(slot.clone(), "").await };
+        let started = match resumed {
+            // The log tells all that the parked machine had seen.
+            Err(error @ (TwinError::Process(ProcessError::Ended(_)) | TwinError::Flash(FlashesError::Parked(_)))) if was_parked => {
+                let why = format!("its parked machine is of no use, so it began anew: {error}");
+                warn!(phone = %self.phone, why);
+                self.begin(slot, &why).await
             }
-            Err(error) => Err(error),
+            other => other,
+        };
+        if let Err(TwinError::Incomplete) = started {
+            self.set(TwinState::Stopped, "");
+        }
+        started
+    }
+
+    /// Begins with the image's base snapshot if that is of use, and boots otherwise.
+    async fn begin(&mut self, slot: Slot, detail: &str) -> Result<(), TwinError> {
+        // Whatever was parked before is older than what begins now.
+        remove(&self.parked_folder());
+        match self.bring_up(slot.clone(), Start::Base, detail).await {
+            Err(error @ TwinError::Base(_)) => {
+                let why = format!("it booted: {error}");
+                warn!(phone = %self.phone, why);
+                self.bring_up(slot, Start::Kernel, &why).await
+            }
+            begun => begun,
         }
     }
 
-    async fn boot(&mut self, slot: OwnedSemaphorePermit) -> Result<(), TwinError> {
-        // Whatever was parked before is older than what boots now.
-        remove(&self.parked_folder());
-        self.bring_up(slot, None).await
-    }
-
-    /// Starts a process for a machine that boots, or goes on as it was saved in `parked`.
-    async fn bring_up(&mut self, slot: OwnedSemaphorePermit, parked: Option<PathBuf>) -> Result<(), TwinError> {
+    /// Starts a process for a machine that begins as `start` says, and lets it run. `detail` is what to say of it.
+    async fn bring_up(&mut self, slot: Slot, start: Start, detail: &str) -> Result<(), TwinError> {
         let phone = self.inner.phones.find(self.phone.as_str()).map_err(|_| TwinError::NotRunning)?;
         if phone.standing != Standing::Released {
             return Err(TwinError::NotRunning);
         }
         let inner = self.inner.clone();
+        let parked = if let Start::Parked(folder) = &start { Some(folder.clone()) } else { None };
+        let identity = Identity::of(&phone.id, &phone.description.serial);
         let from = parked.clone();
         let prepared = tokio::task::spawn_blocking(move || prepare(&inner, &phone, from));
-        let (flash, image, beginning) = prepared.await.map_err(|_| TwinError::Stopping)??;
+        let Prepared { flash, image, beginning, base: parked_base } = prepared.await.map_err(|_| TwinError::Stopping)??;
+        let base = if let Start::Base = start { self.inner.bases.find(&image) } else { None };
+        let parked = parked.map(|folder| Saved { path: folder.join("machine"), base: parked_base.clone(), verify: false });
+        let saved = parked.or_else(|| base.clone());
         let config = MachineConfig {
             kernel: image.kernel(),
             initramfs: image.initramfs(),
-            cmdline: format!("{} pollux.root=virtiofs:flash", image.manifest().kernel_cmdline),
+            cmdline: format!("{} pollux.root=virtiofs:flash pollux.gate=1", image.manifest().kernel_cmdline),
             ram_mib: image.manifest().ram_mib,
             width: image.manifest().display.width,
             height: image.manifest().display.height,
@@ -230,26 +272,47 @@ impl Keeper {
             disk: None,
             flash: true,
             mac: None,
-            restore: parked.map(|folder| folder.join("machine")),
+            gate: true,
+            restore: saved,
         };
         let folder = Folder::make(&self.inner.runtime.join(self.phone.as_str()))?;
-        let flash_door = UnixListener::bind(folder.flash())
-            .map_err(|source| ProcessError::File { action: "listen on", path: folder.flash(), source })?;
-        let machine = Machine::start(&self.binary()?, folder, &config).await?;
+        let (flash_door, gate_door) = (listen(folder.flash())?, listen(folder.gate())?);
+        let machine = match (Machine::start(&self.binary()?, folder, &config).await, &base) {
+            (Err(error @ ProcessError::Ended(_)), Some(base)) => {
+                self.inner.bases.refused(&base.path);
+                return Err(TwinError::Base(error));
+            }
+            (started, _) => started?,
+        };
         let events = machine.control().events();
         let control = machine.control().clone();
-        let resume = config.restore.is_some();
         // It connects to us while it boots or restores.
-        let booting = async {
-            if resume { control.resume().await } else { control.boot().await }
+        let running = async {
+            if config.restore.is_some() { control.resume().await } else { control.boot().await }
         };
-        let connecting = tokio::time::timeout(CONNECT_MAX, flash_door.accept());
-        let (booted, connected) = tokio::join!(booting, connecting);
-        booted?;
-        let (flash_stream, _) = connected
-            .map_err(|_| ProcessError::Ended("it did not connect to its flash".into()))?
-            .map_err(|source| ProcessError::File { action: "accept on", path: machine.folder().flash(), source })?;
+        let connecting = async { tokio::try_join!(flash_door.accept(), gate_door.accept()) };
+        let (runs, connected) = tokio::join!(running, tokio::time::timeout(CONNECT_MAX, connecting));
+        runs?;
+        let ((flash_stream, _), (mut gate, _)) = connected
+            .map_err(|_| ProcessError::Ended("it did not connect to its flash and its gate".into()))?
+            .map_err(|source| ProcessError::File { action: "accept connections in", path: machine.folder().path().into(), source })?;
         let server = flash.serve(flash_stream)?;
+        match &base {
+            Some(base) => self.inner.bases.found_whole(&base.path),
+            None if config.restore.is_none() => tokio::select! {
+                made = self.inner.bases.make(&image, &control) => made?,
+                () = self.inner.stop.cancelled() => return Err(TwinError::Stopping),
+            },
+            None => {}
+        }
+        let mut blank = None;
+        if !matches!(start, Start::Parked(_)) {
+            blank = Some(control.generation().await?);
+            let line = identity.line(&rand::random::<[u8; SEED_BYTES]>(), Duration::from_micros(now_us()));
+            gate.write_all(line.as_bytes())
+                .await
+                .map_err(|source| ProcessError::File { action: "write to", path: machine.folder().gate(), source })?;
+        }
         let feeding = self.inner.stop.child_token();
         let fed = beginning.input.saturating_sub(1);
         let feeder = Feeder {
@@ -260,10 +323,11 @@ impl Keeper {
             width: config.width as u16,
             height: config.height as u16,
             beginning,
+            blank,
             status: self.status.clone(),
             live: self.inner.live.clone(),
         };
-        let feeder = tokio::spawn(feeder.run(feeding.clone(), resume));
+        let feeder = tokio::spawn(feeder.run(feeding.clone()));
         let running = Running {
             control: machine.control().clone(),
             rfb: machine.folder().rfb(),
@@ -273,15 +337,15 @@ impl Keeper {
         };
         let pid = machine.pid();
         let feeder = Some(feeder);
-        self.running = Some(Keeping { machine, events, flash, server, feeding, feeder, fed: None, _slot: slot });
+        self.running = Some(Keeping { machine, events, flash, base: parked_base.or_else(|| base.as_ref().map(|base| base.path.clone())), server, _gate: gate, feeding, feeder, fed: None, _slot: slot });
         self.status.send_modify(|status| {
             status.running = Some(running);
             status.pid = pid;
             // Before it is said to run: what an earlier machine was fed must not be taken for this one's.
             status.fed = fed;
         });
-        self.set(TwinState::Running, "");
-        info!(phone = %self.phone, pid, resume, "twin runs");
+        self.set(TwinState::Running, detail);
+        info!(phone = %self.phone, pid, resumed = blank.is_none(), base = base.is_some(), "twin runs");
         Ok(())
     }
 
@@ -293,17 +357,17 @@ impl Keeper {
         let image = keeping.flash.image_id().to_owned();
         let fed = keeping.stop_feeding().await.ok_or(TwinError::Stopping)?;
         let control = keeping.machine.control().clone();
-        let flash = keeping.flash.clone();
+        let (flash, base) = (keeping.flash.clone(), keeping.base.clone());
         self.set(TwinState::Parking, "");
         let saved = async {
             let folder = Folder::make(&folder)?;
             control.pause().await?;
-            control.save(&folder.path().join("machine")).await?;
+            let differs = control.save(&folder.path().join("machine"), false).await?;
             let path = folder.path().to_owned();
             tokio::task::spawn_blocking(move || flash.save(&path.join("layer")))
                 .await
                 .map_err(|_| TwinError::Stopping)??;
-            let record = serde_json::to_vec(&Parked { fed: fed.position, boot_id: fed.boot_id, image }).unwrap_or_default();
+            let record = serde_json::to_vec(&Parked { fed: fed.position, boot_id: fed.boot_id, image, base: base.filter(|_| differs) }).unwrap_or_default();
             // Last: its presence says that the rest is whole.
             let path = folder.path().join("parked.json");
             std::fs::write(&path, record)
@@ -432,7 +496,17 @@ fn ended(how: String, last_words: &str) -> Happened {
     Happened::Ended(End { at_us: now_us(), how, last_words: last_words.to_owned() })
 }
 
-type Prepared = (TwinFlash, image_builder::Image, Beginning);
+fn listen(path: PathBuf) -> Result<UnixListener, ProcessError> {
+    UnixListener::bind(&path).map_err(|source| ProcessError::File { action: "listen on", path, source })
+}
+
+struct Prepared {
+    flash: TwinFlash,
+    image: image_builder::Image,
+    beginning: Beginning,
+    /// Of the parked machine.
+    base: Option<PathBuf>,
+}
 
 /// Finds image and flash for a machine. Blocks.
 fn prepare(inner: &Inner, phone: &crate::phones::Phone, parked: Option<PathBuf>) -> Result<Prepared, TwinError> {
@@ -445,13 +519,13 @@ fn prepare(inner: &Inner, phone: &crate::phones::Phone, parked: Option<PathBuf>)
         if let Some(record) = record.filter(|record| record.image == image.manifest().hash) {
             let flash = inner.flashes.twin(phone, record.fed, Some(&folder.join("layer")), lead)?;
             let beginning = Beginning { files: record.fed, input: record.fed + 1, boot_id: record.boot_id };
-            return Ok((flash, image, beginning));
+            return Ok(Prepared { flash, image, beginning, base: record.base });
         }
         return Err(FlashesError::Parked(phone.id.clone()).into());
     }
     let beginning = crate::replay::beginning(&inner.logs, &inner.origins, &phone.id)?.ok_or(TwinError::Incomplete)?;
     let flash = inner.flashes.twin(phone, beginning.files, None, lead)?;
-    Ok((flash, image, beginning))
+    Ok(Prepared { flash, image, beginning, base: None })
 }
 
 /// `pollux-twin` in the folder of the running program; of tests, which run from a folder below it, one up.

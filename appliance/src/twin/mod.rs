@@ -4,8 +4,10 @@
 //! asks the keeper. Promises: at most `running_max` machines run; no process is left after shutdown; a machine that dies
 //! takes nothing with it and is started again a few times. Leaves out: what is fed ([`crate::replay`]).
 
+mod base;
 pub mod control;
 mod decide;
+mod gate;
 mod keeper;
 pub mod process;
 
@@ -18,6 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use base::Bases;
 pub use control::{Control, ControlError};
 pub use decide::TwinState;
 pub use keeper::binary_beside_us;
@@ -45,6 +48,8 @@ pub enum TwinError {
     Incomplete,
     #[error("the twin does not run, so it cannot be parked")]
     NothingToPark,
+    #[error("no machine can begin with the image's base snapshot: {0}")]
+    Base(ProcessError),
     #[error(transparent)]
     Process(#[from] ProcessError),
     #[error(transparent)]
@@ -119,6 +124,7 @@ struct Inner {
     runtime: PathBuf,
     /// Folders of parked machines.
     parked: PathBuf,
+    bases: Bases,
     slots: Arc<Semaphore>,
     phones: Phones,
     flashes: Flashes,
@@ -157,9 +163,9 @@ impl Twins {
     pub fn new(parts: TwinsParts) -> Twins {
         let TwinsParts { config, runtime, parked, phones, flashes, logs, leads, origins, live, tasks, stop } = parts;
         let slots = Arc::new(Semaphore::new(config.running_max));
-        let keepers = Mutex::default();
+        let (keepers, bases) = (Mutex::default(), Bases::default());
         let inner =
-            Inner { config, runtime, parked, slots, phones, flashes, logs, leads, origins, live, tasks, stop, keepers };
+            Inner { config, runtime, parked, bases, slots, phones, flashes, logs, leads, origins, live, tasks, stop, keepers };
         Twins { inner: Arc::new(inner) }
     }
 

@@ -10,15 +10,16 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::time::Instant;
 
 use super::control::{Control, ControlError};
+use super::gate;
 
-/// A process that has not opened its control socket by then will not.
-const CONTROL_READY_MAX: Duration = Duration::from_secs(10);
-/// How often we look for the socket: it appears within milliseconds, and there is nothing to wait on.
-const CONTROL_LOOK: Duration = Duration::from_millis(10);
+/// A process that has not said by then that it listens will not.
+const READY_MAX: Duration = Duration::from_secs(10);
+/// What it says then, and all that it ever says.
+const READY: &str = "ready\n";
 /// A machine that was asked to stop is killed after this.
 const STOP_MAX: Duration = Duration::from_secs(5);
 /// Longest path of a Unix socket (`sockaddr_un`), less its NUL.
@@ -80,6 +81,10 @@ impl Folder {
         self.0.join("flash.sock")
     }
 
+    pub fn gate(&self) -> PathBuf {
+        self.0.join("gate.sock")
+    }
+
     pub fn net(&self) -> PathBuf {
         self.0.join("net.sock")
     }
@@ -109,12 +114,26 @@ pub struct MachineConfig {
     pub flash: bool,
     /// Card address; served by us on [`Folder::net`].
     pub mac: Option<String>,
-    pub restore: Option<PathBuf>,
+    /// Where a guest that waits to be told who it is hears it; served by us on [`Folder::gate`].
+    pub gate: bool,
+    /// A saved machine to go on with.
+    pub restore: Option<Saved>,
+}
+
+/// A saved machine's file.
+#[derive(Debug, Clone)]
+pub struct Saved {
+    pub path: PathBuf,
+    /// The base snapshot that it was saved as the difference from.
+    pub base: Option<PathBuf>,
+    /// Read all of its RAM first, to see that it is whole.
+    pub verify: bool,
 }
 
 impl MachineConfig {
     fn json(&self, folder: &Folder) -> Value {
         let disks: Vec<Value> = self.disk.iter().map(|path| json!({"path": path, "read_only": false})).collect();
+        let ports: Vec<Value> = self.gate.then(|| json!({"name": gate::PORT, "socket": folder.gate()})).into_iter().collect();
         json!({
             "image": {"kernel": self.kernel, "initramfs": self.initramfs, "cmdline": self.cmdline},
             "ram_mib": self.ram_mib,
@@ -126,7 +145,10 @@ impl MachineConfig {
             "console_log": folder.console_log(),
             "control_socket": folder.control(),
             "rfb_socket": folder.rfb(),
-            "restore": self.restore,
+            "ports": ports,
+            "restore": self.restore.as_ref().map(|saved| &saved.path),
+            "base": self.restore.as_ref().and_then(|saved| saved.base.as_ref()),
+            "verify": self.restore.as_ref().is_some_and(|saved| saved.verify),
         })
     }
 }
@@ -156,8 +178,10 @@ impl Machine {
         let child = dying_with_us(binary)
             .arg("--config")
             .arg(&file)
+            // The last line of an error is then its cause, which we tell on.
+            .env("RUST_LIB_BACKTRACE", "0")
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::from(log))
             .kill_on_drop(true)
             .spawn()
@@ -166,17 +190,20 @@ impl Machine {
     }
 
     async fn reach(mut child: Child, folder: Folder) -> Result<Machine, ProcessError> {
-        let give_up = Instant::now() + CONTROL_READY_MAX;
-        loop {
-            match Control::connect(&folder.control()).await {
-                Ok(control) => return Ok(Machine { child, control, folder }),
-                Err(error) if Instant::now() >= give_up => return Err(error.into()),
-                Err(_) => {}
-            }
-            if let Ok(Some(status)) = child.try_wait() {
-                return Err(ProcessError::Ended(format!("{status}; {}", last_words(&folder))));
-            }
-            tokio::time::sleep(CONTROL_LOOK).await;
+        let mut said = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            let mut stdout = BufReader::new(stdout.take(READY.len() as u64));
+            // What it said, and not how the reading ended, is what counts.
+            let _ = tokio::time::timeout(READY_MAX, stdout.read_line(&mut said)).await;
+        }
+        if said == READY {
+            let control = Control::connect(&folder.control()).await?;
+            return Ok(Machine { child, control, folder });
+        }
+        match tokio::time::timeout(STOP_MAX, child.wait()).await {
+            Ok(Ok(status)) => Err(ProcessError::Ended(format!("{status}; {}", last_words(&folder)))),
+            Ok(Err(error)) => Err(ProcessError::Ended(error.to_string())),
+            Err(_) => Err(ProcessError::Ended(format!("it did not listen within {} s", READY_MAX.as_secs()))),
         }
     }
 

@@ -89,7 +89,7 @@ pub fn snapshot(input: &[u8]) {
         }
     };
     let Ok(snapshot) = Snapshot::open(&file.path, BUILD) else { return };
-    let Ok(ram) = snapshot.ram() else { return };
+    let Ok(ram) = snapshot.ram(Some(&snapshot)) else { return };
     if memory::extent(&ram).1 == RAM_BYTES {
         // All of it is holes, which is seldom what the head says.
         let _ = snapshot.verify_ram();

@@ -6,8 +6,8 @@
 //! | op | arguments | in `ok` |
 //! |---|---|---|
 //! | `boot` `pause` `resume` `stop` | | |
-//! | `save` | `path` | |
-//! | `restore` | `path`, `verify` (false) | |
+//! | `save` | `path`, `whole` (true) | `differs`: only what differs from its base was written |
+//! | `restore` | `path`, `base` (null), `verify` (false) | |
 //! | `status` | | `state`, `reason`, `guest_uptime_ms`, `width`, `height`, `generation`, `build` |
 //! | `input` | `device` (`keyboard`, `touch`), `events` ([[type, code, value], ...]) | |
 //! | `input_drained` | | `drained`: the guest's drivers have taken all input |
@@ -230,8 +230,8 @@ impl Client {
             Request::Boot => twin.boot()?,
             Request::Pause => twin.pause()?,
             Request::Resume => twin.resume()?,
-            Request::Save { path } => twin.save(&path)?,
-            Request::Restore { path, verify } => twin.restore(&path, verify)?,
+            Request::Save { path, whole } => return Ok(json!({"differs": twin.save(&path, whole)?})),
+            Request::Restore { path, base, verify } => twin.restore(&path, base.as_deref(), verify)?,
             Request::Status => return Ok(self.status()),
             Request::Input { device: Device::Keyboard, events } => twin.send_keyboard(&events)?,
             Request::Input { device: Device::Touch, events } => twin.send_touch(&events)?,

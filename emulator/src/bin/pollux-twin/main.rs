@@ -67,7 +67,7 @@ fn main() -> anyhow::Result<()> {
     let on_exit = move |reason: &_| tell.exit(reason, &printed);
     let twin = Arc::new(Twin::new(config.clone(), on_exit, console)?);
     if let Some(saved) = &config.restore {
-        twin.restore(saved, false).with_context(|| format!("cannot restore {}", saved.display()))?;
+        twin.restore(saved, config.base.as_deref(), config.verify).with_context(|| format!("cannot restore {}", saved.display()))?;
     }
 
     let hands = Arc::new(Hands::new(twin.keyboard.clone(), twin.touch.clone()));

@@ -17,7 +17,7 @@ use vmm::boot::arm64::{self, BootSource};
 use vmm::clock::HostClock;
 use vmm::machine::{ExitReason, Machine, MachineBuilder, MachineError, State};
 use vmm::memory::{self, GuestRam, MemoryError};
-use vmm::snapshot::{self, Snapshot, SnapshotError};
+use vmm::snapshot::{self, Origin, Snapshot, SnapshotError};
 use vmm::virtio::block::Block;
 use vmm::virtio::console::{Console as ConsoleDevice, PortSpec, Ports};
 use vmm::virtio::fs::Fs;
@@ -78,6 +78,8 @@ struct Inner {
     /// Made with the twin, because their outside halves are there from the beginning; gone once a machine was built.
     panel: Option<Panel>,
     machine: Option<Machine>,
+    /// Of a restored machine.
+    origin: Option<Origin>,
     ports: Option<Ports>,
     pokes: Option<SyncSender<String>>,
 }
@@ -112,7 +114,7 @@ impl Twin {
             touch: touch.sender(),
             console,
             on_exit: Arc::new(on_exit),
-            inner: Mutex::new(Inner { panel: Some(Panel { gpu, keyboard, touch }), machine: None, ports: None, pokes: None }),
+            inner: Mutex::new(Inner { panel: Some(Panel { gpu, keyboard, touch }), machine: None, origin: None, ports: None, pokes: None }),
         })
     }
 
@@ -140,18 +142,21 @@ impl Twin {
         Ok(inner.machine.insert(machine).boot(entry)?)
     }
 
-    /// Takes up a saved machine, which is then paused. With `verify`, reads all of its RAM first to see that it is whole.
-    pub(crate) fn restore(&self, path: &Path, verify: bool) -> Result<(), TwinError> {
+    /// Takes up a saved machine, which is then paused; `base` is what it was saved as the difference from. With `verify`, reads all of its
+    /// RAM first to see that it is whole.
+    pub(crate) fn restore(&self, path: &Path, base: Option<&Path>, verify: bool) -> Result<(), TwinError> {
         let mut inner = self.lock();
         inner.expect("restore", &State::Created)?;
         let snapshot = Snapshot::open(path, &Self::build())?;
         if verify {
             snapshot.verify_ram()?;
         }
+        let base = base.map(|base| Snapshot::open(base, &Self::build())).transpose()?;
         let outside = self.reach_outside()?;
-        let mut machine = self.build_machine(&mut inner, snapshot.ram()?, outside)?;
+        let mut machine = self.build_machine(&mut inner, snapshot.ram(base.as_ref())?, outside)?;
         machine.restore(snapshot.state())?;
         inner.machine = Some(machine);
+        inner.origin = Some(snapshot.origin()?);
         Ok(())
     }
 
@@ -163,12 +168,14 @@ impl Twin {
         Ok(self.lock().machine("resume")?.resume()?)
     }
 
-    /// Writes the paused machine to a file.
-    pub(crate) fn save(&self, path: &Path) -> Result<(), TwinError> {
+    /// Writes the paused machine to a file; if `whole` is not asked for, only what differs from its base, if it has one. Says whether it has.
+    pub(crate) fn save(&self, path: &Path, whole: bool) -> Result<bool, TwinError> {
         let mut inner = self.lock();
-        let machine = inner.machine("save")?;
-        let state = machine.save()?;
-        Ok(snapshot::write(path, &Self::build(), &state, machine.ram())?)
+        let state = inner.machine("save")?.save()?;
+        let ram = inner.machine("save")?.ram().clone();
+        let origin = inner.origin.as_ref().filter(|_| !whole);
+        snapshot::write(path, &Self::build(), &state, &ram, origin)?;
+        Ok(origin.is_some())
     }
 
     /// Ends the machine; the guest notices nothing.

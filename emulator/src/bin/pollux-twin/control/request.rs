@@ -16,8 +16,8 @@ pub(super) enum Request {
     Pause,
     Resume,
     Stop,
-    Save { path: PathBuf },
-    Restore { path: PathBuf, #[serde(default)] verify: bool },
+    Save { path: PathBuf, #[serde(default = "yes")] whole: bool },
+    Restore { path: PathBuf, #[serde(default)] base: Option<PathBuf>, #[serde(default)] verify: bool },
     Status,
     Input { device: Device, events: Vec<(u16, u16, i32)> },
     InputDrained,
@@ -34,6 +34,10 @@ pub(super) enum Request {
 pub(super) enum Device {
     Keyboard,
     Touch,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn console_bytes() -> usize {

@@ -1,0 +1,93 @@
+//! Base snapshots: a machine of each image, saved while it waits at its gate, from which twins begin instead of booting.
+//!
+//! A base is a cache beside the image: the first twin that boots makes it on its way, each twin after that maps it, and whoever is
+//! refused one boots as if it had not been there. Promises: a base appears under its name only when it is whole; its RAM is compared
+//! with its digest once in the life of this process; one that was refused is gone, so that the next boot makes another.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use image_builder::Image;
+use tracing::{info, warn};
+
+use super::control::{Control, ControlError};
+use super::gate;
+use super::process::Saved;
+
+/// A guest that has not come to its gate by then is let on without being saved.
+const AT_GATE_MAX: std::time::Duration = std::time::Duration::from_secs(50);
+/// How much of the image's hash names the file: as much as names the image's folder.
+const HASH_DIGITS: usize = 12;
+
+#[derive(Default)]
+pub(super) struct Bases {
+    /// Found whole by this process.
+    verified: Mutex<HashSet<PathBuf>>,
+    /// Being made.
+    making: Mutex<HashSet<PathBuf>>,
+}
+
+impl Bases {
+    /// The base of `image`, if there is one.
+    pub(super) fn find(&self, image: &Image) -> Option<Saved> {
+        let path = path(image);
+        let verify = !lock(&self.verified).contains(&path);
+        path.is_file().then_some(Saved { path, base: None, verify })
+    }
+
+    /// A machine has begun with it.
+    pub(super) fn found_whole(&self, base: &Path) {
+        lock(&self.verified).insert(base.to_owned());
+    }
+
+    /// No machine can begin with it.
+    pub(super) fn refused(&self, base: &Path) {
+        lock(&self.verified).remove(base);
+        if let Err(error) = std::fs::remove_file(base) {
+            warn!(base = %base.display(), %error, "cannot remove a base snapshot that is of no use");
+        }
+    }
+
+    /// Waits until the guest, which boots, is at its gate, and saves it there if its image has no base yet. Fails only if the
+    /// machine does not go on.
+    pub(super) async fn make(&self, image: &Image, control: &Control) -> Result<(), ControlError> {
+        let path = path(image);
+        if path.exists() || !lock(&self.making).insert(path.clone()) {
+            return Ok(());
+        }
+        let made = save(&path, control).await;
+        lock(&self.making).remove(&path);
+        made
+    }
+}
+
+fn path(image: &Image) -> PathBuf {
+    let hash = &image.manifest().hash;
+    image.dir().join(format!("gate-{}.snapshot", hash.get(..HASH_DIGITS).unwrap_or(hash)))
+}
+
+async fn save(path: &Path, control: &Control) -> Result<(), ControlError> {
+    if !control.port_wait(gate::PORT, AT_GATE_MAX).await? {
+        warn!("the guest does not come to its gate; its image has no base snapshot");
+        return Ok(());
+    }
+    // Another appliance may share the image.
+    let partial = path.with_extension(format!("{}.new", std::process::id()));
+    control.pause().await?;
+    let saved = control.save(&partial, true).await;
+    control.resume().await?;
+    match saved.map_err(|e| e.to_string()).and_then(|_| std::fs::rename(&partial, path).map_err(|e| e.to_string())) {
+        Ok(()) => info!(base = %path.display(), "base snapshot made"),
+        Err(error) => {
+            warn!(base = %path.display(), error, "no base snapshot was made; twins boot");
+            // It may not be there.
+            let _ = std::fs::remove_file(&partial);
+        }
+    }
+    Ok(())
+}
+
+fn lock(set: &Mutex<HashSet<PathBuf>>) -> MutexGuard<'_, HashSet<PathBuf>> {
+    set.lock().unwrap_or_else(PoisonError::into_inner)
+}

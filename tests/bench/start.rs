@@ -1,0 +1,118 @@
+//! How long a help-desk click takes: from the request that starts a twin, before it is sent, over the console's own API.
+//!
+//! - `running`: to its reply, which says that the machine runs: of a twin that begins with its image's base snapshot.
+//! - `home`: to the handset's home on its screen.
+//! - `resume`: of a twin that was parked, to the reply, when its screen is again the last that it showed.
+//!
+//! The phone is not there: it has enrolled and told that it has no files of its own. The first start, which makes the base snapshot, is
+//! not counted.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use sync_protocol::event::{Control as Told, ControlKind, Event, Kind, Origin};
+use tests::appliance::{Appliance, PATIENCE, wait_for};
+use tests::control::Control;
+use tests::fake_phone::FakePhone;
+use tokio::runtime::Runtime;
+
+use crate::samples::Samples;
+use crate::table::{Better, Row, Table};
+
+const SERIAL: &str = "BENCH-1";
+const SHOWN: &str = "handset: showing";
+/// Between two looks at what the guest prints, if its screen does not change.
+const LOOK_MS: u64 = 5;
+const STILL_MS: u64 = 700;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Starts; a 99th percentile needs a hundred.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(100..))]
+    starts: u16,
+    /// Times that it is parked and resumed.
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u16).range(5..))]
+    resumes: u16,
+}
+
+pub(crate) fn run(options: &Options) -> Result<Table> {
+    let runtime = Runtime::new()?;
+    let appliance = Appliance::start()?;
+    let mut phone = FakePhone::new(appliance.sync(), &appliance.ca_pem, SERIAL);
+    phone.image = "handset-arm64".into();
+    let code = appliance.code("bench")?;
+    let _stream = runtime.block_on(async {
+        ensure!(phone.register(&code).await?, "an enrolment code does not admit");
+        let mut stream = phone.stream(1, 2).await.0;
+        stream.send_events(vec![told(1, ControlKind::Started), told(2, ControlKind::ScanDone)]).await;
+        stream.acked().await;
+        Ok(stream)
+    })?;
+    appliance.in_mirror(SERIAL)?;
+    let bench = Bench { appliance };
+
+    let (mut running, mut home, mut resume) = (Samples::default(), Samples::default(), Samples::default());
+    for _ in 0..options.starts {
+        bench.ask("stop")?;
+        let start = Instant::now();
+        bench.ask("start")?;
+        running.add(ms(start));
+        bench.shown()?;
+        home.add(ms(start));
+    }
+    for _ in 0..options.resumes {
+        let mut control = bench.control()?;
+        control.still(STILL_MS)?;
+        let last = control.screen()?;
+        bench.ask("park")?;
+        let start = Instant::now();
+        bench.ask("start")?;
+        resume.add(ms(start));
+        ensure!(bench.control()?.screen()? == last, "the resumed twin shows something else");
+    }
+    let mut table = Table::new("start");
+    for (name, samples) in [("running", &running), ("home", &home)] {
+        table.row(Row::new(format!("{name}_p50"), "ms", Better::Less, samples.median()?));
+        table.row(Row::new(format!("{name}_p99"), "ms", Better::Less, samples.quantile(0.99)?));
+    }
+    table.row(Row::new("resume_p50", "ms", Better::Less, resume.median()?));
+    table.note(format!("{} starts, {} resumes, one twin at a time", running.len(), resume.len()));
+    Ok(table)
+}
+
+fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+fn told(seq: u64, kind: ControlKind) -> Event {
+    let told = Told { kind, text: "bench, boot 0123456789".into(), path: None, count: 0 };
+    Event { seq, wall_us: 0, mono_us: seq, origin: Origin::Phone, kind: Kind::Control(told) }
+}
+
+struct Bench {
+    appliance: Appliance,
+}
+
+impl Bench {
+    fn ask(&self, what: &str) -> Result<()> {
+        self.appliance.post(&format!("/api/phones/{SERIAL}/twin/{what}"), json!({})).map(drop)
+    }
+
+    /// The running twin's own control socket.
+    fn control(&self) -> Result<Control> {
+        Control::connect(&self.appliance.data().join("run").join(SERIAL).join("control.sock"))
+    }
+
+    /// Waits until the handset says, right after its first picture, that it has shown it.
+    fn shown(&self) -> Result<()> {
+        let mut control = self.control()?;
+        let start = Instant::now();
+        while !control.ask(json!({"op": "console"}))?["tail"].as_str().is_some_and(|tail| tail.contains(SHOWN)) {
+            ensure!(start.elapsed() < PATIENCE, "the handset shows nothing");
+            let generation = control.generation()?;
+            control.changed_within(generation, LOOK_MS)?;
+        }
+        wait_for("the handset's home on the screen", || Ok((control.generation()? > 0).then_some(())))
+    }
+}
