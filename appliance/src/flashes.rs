@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flash::{BaseId, Flash, FlashError, GuestChange, Lead, Listed, TwinView};
 use image_builder::{Image, ImageError};
@@ -311,9 +311,14 @@ impl TwinFlash {
         Ok(applied.paths.iter().map(text).collect())
     }
 
+    /// When the guest last changed something, if it ever has.
+    pub fn changed_at(&self) -> Option<Instant> {
+        self.view.changed_at()
+    }
+
     /// How much longer the guest must change nothing to have been quiet for `quiet`.
     pub fn quiet_in(&self, quiet: Duration) -> Duration {
-        self.view.quiet_for().map_or(Duration::ZERO, |for_now| quiet.saturating_sub(for_now))
+        self.changed_at().map_or(Duration::ZERO, |at| quiet.saturating_sub(at.elapsed()))
     }
 
     /// Hands the lead to the guest, whose completed changes go to `changes`, or back to the phone. Blocks while `changes` is full.

@@ -335,3 +335,105 @@ fn is_note(change: &wire::AppliedChange) -> bool {
     let path = change.change.as_ref().map(|change| change.path.as_slice()).unwrap_or_default();
     path.starts_with(b"/home/user/Notes/") && path.ends_with(b".txt")
 }
+
+/// As many run as may: one that nobody uses makes room for the one that a person asks for, and says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_least_used_twin_makes_room_for_one_that_is_asked_for() {
+    if let Some(lacking) = lacking() {
+        eprintln!("skipped: {lacking}");
+        return;
+    }
+    let data = tempfile::tempdir().expect("folder");
+    let mut config = config(data.path(), StoreBackend::Memory);
+    config.images = image_folder_default();
+    config.twins.running_max = 1;
+    let appliance = Appliance::start(config).await.expect("started");
+    let admin = Client::admin(&appliance);
+    let mut streams = Vec::new();
+    for serial in ["A", "B"] {
+        let mut phone = stranger(&appliance, serial);
+        phone.image = IMAGE.into();
+        assert!(phone.register(&admin.new_code().await).await.expect("registered"));
+        let (mut stream, _) = phone.stream(1, 2).await;
+        stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
+        assert_eq!(stream.acked().await, 1);
+        streams.push(stream);
+        if serial == "A" {
+            admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 1).await;
+        }
+    }
+    // What starts by itself pushes nobody out.
+    admin.phone_when("B", |view| view["twin"]["detail"].as_str().is_some_and(|detail| detail.contains("as many as may"))).await;
+    assert!(alive(&admin.get("/api/phones/A/twin").await));
+    admin.post("/api/phones/B/twin/start", json!({})).await;
+    assert!(alive(&admin.get("/api/phones/B/twin").await));
+    let parked = admin.get("/api/phones/A/twin").await;
+    assert_eq!(parked["state"], "parked");
+    assert!(parked["detail"].as_str().expect("detail").contains("nobody had used it"), "{parked}");
+
+    // Not while somebody has the lead of the one that runs.
+    assert_eq!(admin.call("PUT", "/api/phones/B/drive", None).await.0, 200);
+    let (status, error) = admin.call("POST", "/api/phones/A/twin/start", Some(json!({}))).await;
+    assert_eq!(status, 409, "{error}");
+    assert!(alive(&admin.get("/api/phones/B/twin").await));
+    assert_eq!(admin.call("DELETE", "/api/phones/B/drive", None).await.0, 204);
+    admin.phone_when("B", |view| view["lease"].is_null()).await;
+    admin.post("/api/phones/A/twin/start", json!({})).await;
+    assert_eq!(admin.get("/api/phones/B/twin").await["state"], "parked");
+    appliance.shutdown().await;
+}
+
+/// A minute of a user's, told at once: the twin lives through its pauses in its own time, and comes to the same picture as one that was
+/// there when it happened.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_twin_catches_up_through_its_phones_pauses() {
+    if let Some(lacking) = lacking() {
+        eprintln!("skipped: {lacking}");
+        return;
+    }
+    const SECOND_US: i64 = 1_000_000;
+    const SPAN_US: i64 = 60 * SECOND_US;
+    let data = tempfile::tempdir().expect("folder");
+    let appliance = started(data.path(), StoreBackend::Memory).await;
+    let admin = Client::admin(&appliance);
+    let phone = phone(&appliance).await;
+    let (mut stream, _) = phone.stream(1, 100).await;
+    let now_us = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_micros() as i64;
+    let began_us = now_us - SPAN_US - SECOND_US;
+    let at = |mut event: sync_protocol::event::Event, us: i64| {
+        (event.wall_us, event.mono_us) = (began_us + us, us as u64);
+        event
+    };
+    let started = control(1, ControlKind::Started, "pollux-agent test, boot 0123456789");
+    let mut events = vec![at(started, 0), at(control(2, ControlKind::ScanDone, ""), 0)];
+    let mut frames = vec![(20, input::touch_down(NOTES, 1)), (20, input::touch_up()), (40, input::touch_down(NEW_NOTE, 2)), (40, input::touch_up())];
+    for (second, code) in [(45, 35), (50, 23)] {
+        frames.extend([(second, input::key(code, true)), (second, input::key(code, false))]);
+    }
+    frames.extend([(60, input::touch_down(BACK, 3)), (60, input::touch_up())]);
+    for (i, (second, frame)) in frames.into_iter().enumerate() {
+        events.push(at(event(3 + i as u64, on_screen(frame)), second * SECOND_US + 80_000 * (i as i64 % 2)));
+    }
+    let last = events.len() as u64;
+    stream.send_events(events).await;
+    while stream.acked().await < last {}
+    admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == last).await;
+    let shown = still(&appliance).await;
+    let id = appliance.services.phones.find("A").expect("phone").id;
+    let clock = async || {
+        let status = appliance.services.twins.control(&id).expect("the twin runs").status().await.expect("status");
+        let number = |key: &str| status[key].as_i64().expect("a number");
+        (number("guest_us"), number("guest_uptime_ms") * 1000)
+    };
+    let (guest_us, run_us) = clock().await;
+    assert!(guest_us >= SPAN_US, "the guest has lived through {guest_us} us");
+    assert!(guest_us > run_us + SPAN_US / 4, "of {guest_us} us it has run for {run_us}: nothing was passed over");
+
+    // Parked and resumed, its clock has stood still.
+    admin.post("/api/phones/A/twin/park", json!({})).await;
+    admin.post("/api/phones/A/twin/start", json!({})).await;
+    assert_eq!(still(&appliance).await, shown);
+    let (again_us, _) = clock().await;
+    assert!(again_us >= guest_us && again_us < guest_us + SPAN_US, "{again_us} us after {guest_us}");
+    appliance.shutdown().await;
+}

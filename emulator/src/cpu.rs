@@ -163,7 +163,7 @@ impl Vcpu for UnicornCpu {
             return Err(VcpuError::DamagedState(format!("{} bytes of registers are not what this engine has", registers.len())));
         }
         let around = self.engine.around();
-        around.clock.set(Clock::Stopped { elapsed_ns });
+        around.set_clock(Clock::Stopped { elapsed_ns });
         around.timer.set(self.engine.timer());
         Ok(())
     }
@@ -197,7 +197,7 @@ impl Surroundings {
     fn start(&self) -> i64 {
         let now_ns = monotonic_ns();
         let clock = self.clock.get().started(now_ns);
-        self.clock.set(clock);
+        self.set_clock(clock);
         self.exit.set(None);
         // After a restore the distributor may have the line as it was.
         let high = self.timer.get().output(clock.elapsed_ns(now_ns)) == Output::High;
@@ -211,23 +211,26 @@ impl Surroundings {
 
     /// Stops the guest's clock; gives why the run ended.
     fn end(&self) -> Option<VcpuExit> {
-        self.clock.set(self.clock.get().stopped(monotonic_ns()));
+        self.set_clock(self.clock.get().stopped(monotonic_ns()));
         self.wiring().alarm.set(None);
         self.exit.take()
     }
 
-    fn timer_output(&self) -> Output {
-        self.timer.get().output(self.clock.get().elapsed_ns(monotonic_ns()))
+    fn set_clock(&self, clock: Clock) {
+        self.clock.set(clock);
+        self.wiring().handle.set_clock(clock);
     }
 
-    /// Puts the timer's output on its line, and has it looked at again when that will change.
+    /// Puts the timer's output on its line, and has it looked at again when that will change, or somebody waits for the time.
     fn update_timer(&self) {
-        let output = self.timer_output();
+        let elapsed_ns = self.clock.get().elapsed_ns(monotonic_ns());
+        let output = self.timer.get().output(elapsed_ns);
         let high = output == Output::High;
         if self.timer_line.replace(high) != high {
             self.irq_chip.set_level(layout::TIMER_INTID, high);
         }
-        if let Output::HighIn(delay) = output {
+        let awaited = self.wiring().handle.left(elapsed_ns);
+        if let Some(delay) = [output.delay(), awaited].into_iter().flatten().min() {
             self.wiring().alarm.set(Some(delay));
         }
     }
@@ -247,11 +250,21 @@ impl Around for Surroundings {
         }
     }
 
-    fn idle(&self) {
-        match self.timer_output() {
-            Output::High => {}
-            Output::Low => self.wiring().handle.wait(None),
-            Output::HighIn(delay) => self.wiring().handle.wait(Some(delay)),
+    fn idle(&self, cpu: &Running<'_>) {
+        let handle = &self.wiring().handle;
+        loop {
+            let elapsed_ns = self.clock.get().elapsed_ns(monotonic_ns());
+            let output = self.timer.get().output(elapsed_ns);
+            if output == Output::High {
+                break;
+            }
+            if let Some(by) = handle.pass_over(elapsed_ns, output.delay()) {
+                let (clock, origin_ns) = self.clock.get().put_forward(by);
+                self.set_clock(clock);
+                cpu.set_clock(origin_ns);
+            } else if !handle.wait(output.delay()) {
+                break;
+            }
         }
         self.update_timer();
     }

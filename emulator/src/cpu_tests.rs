@@ -259,6 +259,58 @@ fn the_timer_interrupts_an_idle_guest_and_a_busy_one() {
 }
 
 #[test]
+fn a_guest_that_takes_no_interrupt_is_deaf() {
+    const SPIN: &[u32] = &[0x14000000]; // b . , with interrupts masked
+    let mut board = board();
+    board.load(SPIN, &[]);
+    let handle = board.cpu.handle();
+    let watch = std::thread::spawn(move || {
+        while handle.guest_time().is_none() {
+            std::thread::yield_now();
+        }
+        let quiet = handle.deaf_for();
+        handle.set_irq(true);
+        while handle.deaf_for() < Duration::from_millis(30) {
+            std::thread::yield_now();
+        }
+        handle.set_irq(false);
+        let heard = handle.deaf_for();
+        handle.stop();
+        (quiet, heard)
+    });
+    assert_eq!(board.cpu.run().unwrap(), VcpuExit::Stopped);
+    assert_eq!(watch.join().unwrap(), (Duration::ZERO, Duration::ZERO));
+}
+
+#[test]
+fn idle_time_passes_at_once_from_timer_to_timer() {
+    let mut board = board();
+    // The timer's register is of 32 bits, one of them for the sign.
+    const EACH: Duration = Duration::from_secs(30);
+    board.load(TIMER_IDLE, &[(Register::X11, layout::COUNTER_HZ * EACH.as_secs()), (Register::X12, 3)]);
+    board.put(VECTORS + 0x280, TIMER_IRQ);
+    let handle = board.cpu.handle();
+    assert_eq!(handle.guest_time(), None, "it has not run yet");
+    let watch = std::thread::spawn(move || {
+        while handle.guest_time().is_none() {
+            std::thread::yield_now();
+        }
+        // What is outside is waited for.
+        handle.errand(true);
+        let waited = handle.pass_idle(EACH, Duration::from_millis(30)).unwrap();
+        handle.errand(false);
+        let passed = handle.pass_idle(2 * EACH + EACH / 2, Duration::from_secs(60)).unwrap();
+        handle.pass_idle(3 * EACH, Duration::from_secs(60));
+        (waited, passed)
+    });
+    assert_eq!(board.cpu.run().unwrap(), VcpuExit::PowerOff);
+    let (waited, passed) = watch.join().unwrap();
+    assert!(waited < EACH, "{waited:?}");
+    assert!((2 * EACH + EACH / 2..3 * EACH).contains(&passed), "{passed:?}");
+    assert_eq!(board.register(Register::X2), 3);
+}
+
+#[test]
 fn code_written_through_another_mapping_is_translated_anew() {
     let mut board = board();
     board.put(FUNCTION, &[MOV_X0_1, RET]);

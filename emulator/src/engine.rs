@@ -22,7 +22,7 @@ pub(crate) trait Around {
     /// Somebody kicked: take up what was left for the CPU.
     fn attend(&self, cpu: &Running<'_>);
     /// The guest waits for an interrupt; return when there may be one.
-    fn idle(&self);
+    fn idle(&self, cpu: &Running<'_>);
     /// The guest calls the firmware by HVC or SMC with `x0` to `x3`; the result is its new `x0`.
     fn firmware(&self, cpu: &Running<'_>, args: [u64; 4]) -> u64;
     /// The guest wrote a register of its physical timer.
@@ -240,6 +240,12 @@ impl Running<'_> {
         unsafe { sys::uc_machine_invalidate(self.0, address, len) }
     }
 
+    /// See [`Engine::set_clock`].
+    pub(crate) fn set_clock(&self, origin_ns: i64) {
+        // SAFETY: as above; the engine reads it when the guest next reads its counter.
+        unsafe { sys::uc_machine_set_clock(self.0, origin_ns) }
+    }
+
     /// Ends the run before the next block.
     pub(crate) fn stop(&self) {
         // SAFETY: as above; the engine only sets flags.
@@ -305,9 +311,9 @@ unsafe extern "C" fn on_attend<A: Around>(uc: *mut sys::uc_engine, opaque: *mut 
     unsafe { surroundings::<A>(opaque) }.around.attend(&Running(uc, PhantomData));
 }
 
-unsafe extern "C" fn on_idle<A: Around>(_: *mut sys::uc_engine, opaque: *mut c_void) {
+unsafe extern "C" fn on_idle<A: Around>(uc: *mut sys::uc_engine, opaque: *mut c_void) {
     // SAFETY: see above.
-    unsafe { surroundings::<A>(opaque) }.around.idle();
+    unsafe { surroundings::<A>(opaque) }.around.idle(&Running(uc, PhantomData));
 }
 
 unsafe extern "C" fn on_firmware<A: Around>(uc: *mut sys::uc_engine, args: *const u64, opaque: *mut c_void) -> u64 {

@@ -1,5 +1,6 @@
 //! What other threads leave for the CPU: its interrupt input, a request to stop, RAM that devices wrote.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use nix::time::{ClockId, clock_gettime};
 use vmm::vcpu::VcpuHandle;
 
 use crate::engine::Kick;
+use crate::timer::{Clock, monotonic_ns};
 
 /// Ranges kept apart before they are merged into one: a device writes few buffers per interrupt.
 const WRITTEN_RANGES_MAX: usize = 256;
@@ -19,6 +21,10 @@ pub(crate) struct Handle {
     pending: Mutex<Pending>,
     /// Notified when an idle CPU has to look.
     wake: Condvar,
+    /// Notified when the guest's clock has come to where it was asked to be.
+    arrived: Condvar,
+    /// Devices that are outside for the guest.
+    errands: AtomicUsize,
     kick: Arc<Kick>,
     /// Counts while the CPU's thread is on one of the host's processors.
     cpu_time: ClockId,
@@ -30,9 +36,17 @@ pub(crate) struct Pending {
     pub(crate) stop: bool,
     pub(crate) written: Vec<Range>,
     idle: bool,
+    /// The guest's clock, once the CPU has told.
+    clock: Option<Clock>,
+    /// In nanoseconds of that clock: until then, idle time is passed over.
+    pass_until: Option<u64>,
+    /// An idle CPU has to look at this anew.
+    look: bool,
     /// The rest that lasts, and how long those before were.
     rest: Option<Rest>,
     rested: Duration,
+    /// The progress at which `irq` was asserted.
+    asserted_at: Option<Duration>,
 }
 
 /// An idle CPU's rest: over as soon as it has something to do, whenever the host then lets it.
@@ -54,7 +68,7 @@ impl Rest {
 impl Handle {
     /// To be called on the CPU's thread.
     pub(crate) fn new(kick: Arc<Kick>) -> Arc<Self> {
-        Arc::new(Self { pending: Mutex::default(), wake: Condvar::new(), kick, cpu_time: cpu_time_of_this_thread() })
+        Arc::new(Self { pending: Mutex::default(), wake: Condvar::new(), arrived: Condvar::new(), errands: AtomicUsize::new(0), kick, cpu_time: cpu_time_of_this_thread() })
     }
 
     /// Takes what is pending: the interrupt level stays, the rest is handed out once.
@@ -68,17 +82,44 @@ impl Handle {
         }
     }
 
-    /// Blocks an idle CPU until an interrupt or a stop is pending, or `timeout` is over; `None` waits for ever.
-    pub(crate) fn wait(&self, timeout: Option<Duration>) {
+    /// Blocks an idle CPU until an interrupt or a stop is pending, or `timeout` is over; `None` waits for ever. True if it only has to look
+    /// how far its clock may be put forward.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
         let mut pending = self.lock();
         pending.lie_down(timeout, true);
-        let sleeping = |pending: &mut Pending| !pending.irq && !pending.stop;
+        let sleeping = |pending: &mut Pending| !pending.irq && !pending.stop && !pending.look;
         let poisoned = "nothing panics while it holds this lock";
         let mut pending = match timeout {
             Some(timeout) => self.wake.wait_timeout_while(pending, timeout, sleeping).expect(poisoned).0,
             None => self.wake.wait_while(pending, sleeping).expect(poisoned),
         };
         pending.get_up();
+        std::mem::take(&mut pending.look) && !pending.irq && !pending.stop
+    }
+
+    /// The guest's clock is this now.
+    pub(crate) fn set_clock(&self, clock: Clock) {
+        self.lock().clock = Some(clock);
+    }
+
+    /// How much is left until the clock, which shows `elapsed_ns`, is where it was asked to be; whoever asked hears if it is.
+    pub(crate) fn left(&self, elapsed_ns: u64) -> Option<Duration> {
+        let mut pending = self.lock();
+        let until = pending.pass_until?;
+        if elapsed_ns < until {
+            return Some(Duration::from_nanos(until - elapsed_ns));
+        }
+        pending.pass_until = None;
+        self.arrived.notify_all();
+        None
+    }
+
+    /// By how much the clock of an idle guest, which shows `elapsed_ns`, may be put forward; at most to its timer's time, `due` from now.
+    pub(crate) fn pass_over(&self, elapsed_ns: u64, due: Option<Duration>) -> Option<Duration> {
+        let left = self.left(elapsed_ns)?;
+        let pending = self.lock();
+        let awaited = pending.irq || pending.stop || self.errands.load(Ordering::Acquire) > 0;
+        (!awaited).then(|| due.map_or(left, |due| left.min(due)))
     }
 
     /// Blocks a halted CPU until a stop is pending, or an interrupt if it can take one; true for an interrupt alone.
@@ -108,6 +149,7 @@ impl VcpuHandle for Handle {
             return;
         }
         pending.irq = asserted;
+        pending.asserted_at = if asserted { self.progress_of(&pending) } else { None };
         if asserted && pending.rest.is_some_and(|rest| rest.by_irq) {
             pending.end_rest();
         }
@@ -137,15 +179,75 @@ impl VcpuHandle for Handle {
     }
 
     fn progress(&self) -> Option<Duration> {
+        self.progress_of(&self.lock())
+    }
+
+    fn deaf_for(&self) -> Duration {
         let pending = self.lock();
-        let rested = pending.rested + pending.rest.map_or(Duration::ZERO, |rest| rest.length(Instant::now()));
+        let since = pending.asserted_at.zip(self.progress_of(&pending));
+        since.map_or(Duration::ZERO, |(asserted_at, now)| now.saturating_sub(asserted_at))
+    }
+
+    fn errand(&self, begins: bool) {
+        if begins {
+            self.errands.fetch_add(1, Ordering::AcqRel);
+        } else if self.errands.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // What it brought may come without an interrupt.
+            self.look();
+        }
+    }
+
+    fn guest_time(&self) -> Option<Duration> {
+        self.lock().guest_time()
+    }
+
+    fn pass_idle(&self, until: Duration, patience: Duration) -> Option<Duration> {
+        let give_up = Instant::now().checked_add(patience);
+        let until_ns = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+        let mut pending = self.lock();
+        let now = pending.guest_time()?;
+        if now >= until {
+            return Some(now);
+        }
+        pending.pass_until = Some(until_ns);
         drop(pending);
+        self.look();
+        self.kick.send();
+        let mut pending = self.lock();
+        while pending.pass_until == Some(until_ns) {
+            let left = give_up.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                pending.pass_until = None;
+                break;
+            }
+            pending = self.arrived.wait_timeout(pending, left).expect("nothing panics while it holds this lock").0;
+        }
+        pending.guest_time()
+    }
+}
+
+impl Handle {
+    fn progress_of(&self, pending: &Pending) -> Option<Duration> {
+        let rested = pending.rested + pending.rest.map_or(Duration::ZERO, |rest| rest.length(Instant::now()));
         // Fails when the thread has ended: then there is no more progress to be told of.
         Some(rested + Duration::from(clock_gettime(self.cpu_time).ok()?))
+    }
+
+    /// Has an idle CPU look how far its clock may be put forward.
+    fn look(&self) {
+        let mut pending = self.lock();
+        if pending.pass_until.is_some() {
+            pending.look = true;
+            self.wake.notify_one();
+        }
     }
 }
 
 impl Pending {
+    fn guest_time(&self) -> Option<Duration> {
+        self.clock.map(|clock| Duration::from_nanos(clock.elapsed_ns(monotonic_ns())))
+    }
+
     fn lie_down(&mut self, timeout: Option<Duration>, by_irq: bool) {
         let since = Instant::now();
         self.idle = true;

@@ -40,6 +40,13 @@ impl Clock {
         Clock::Running { origin_ns: now_ns.saturating_sub(i64::try_from(self.elapsed_ns(now_ns)).unwrap_or(i64::MAX)) }
     }
 
+    /// A clock that runs, put forward; and its new origin.
+    pub(crate) fn put_forward(self, by: Duration) -> (Self, i64) {
+        let Clock::Running { origin_ns } = self else { unreachable!("a guest is idle only while its clock runs") };
+        let origin_ns = origin_ns.saturating_sub(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX));
+        (Clock::Running { origin_ns }, origin_ns)
+    }
+
     pub(crate) fn stopped(self, now_ns: i64) -> Self {
         Clock::Stopped { elapsed_ns: self.elapsed_ns(now_ns) }
     }
@@ -54,6 +61,13 @@ pub(crate) enum Output {
     High,
     /// Goes high after this guest time.
     HighIn(Duration),
+}
+
+impl Output {
+    /// Until it goes high.
+    pub(crate) fn delay(self) -> Option<Duration> {
+        if let Output::HighIn(delay) = self { Some(delay) } else { None }
+    }
 }
 
 impl Timer {

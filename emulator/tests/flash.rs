@@ -164,3 +164,48 @@ fn clones_of_a_machine_saved_at_the_gate_are_individuals() {
         assert!(twin.ended().success());
     }
 }
+
+/// The guest's clock jumps from one of its timers to the next: what is due on the way happens at its own time.
+#[test]
+fn an_idle_hour_passes_at_once() {
+    const SLEEP: &str = "read -r up _ </proc/uptime; sleep 1000; read -r woken _ </proc/uptime; echo SL''EPT $up $woken E''ND\n";
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("flash.sock");
+    serve(&socket, view());
+    let mut twin = Twin::start(dir.path(), |config| {
+        config["flash"] = json!({"tag": "flash", "socket": socket});
+        add_to_cmdline(config, "pollux.root=virtiofs:flash pollux.shell=1");
+    });
+    assert!(twin.ask(json!({"op": "pass", "until_us": 1, "timeout_ms": 1}))["error"].is_string(), "there is no guest yet");
+    twin.get(json!({"op": "boot"}));
+    twin.changed_screen(0);
+    console_until(&mut twin, ":~# ");
+    type_whole(&mut twin, SLEEP);
+    let clock = |twin: &mut Twin| twin.get(json!({"op": "status"}))["guest_us"].as_u64().unwrap();
+    let until = clock(&mut twin) + 3_600_000_000;
+    let shown = twin.get(json!({"op": "pass", "until_us": until, "timeout_ms": PATIENCE.as_millis() as u64}))["guest_us"].as_u64().unwrap();
+    assert!(shown >= until, "{shown} of {until} us");
+    let console = console_until(&mut twin, " END");
+    let answer = console.lines().find_map(|line| line.split_once("SLEPT ")).expect("an answer").1;
+    let [up, woken] = [0, 1].map(|i| answer.split(' ').nth(i).unwrap().parse::<f64>().unwrap());
+    assert!((1000.0..1500.0).contains(&(woken - up)), "slept {} s", woken - up);
+    // Nobody asks any more: its time is ours.
+    let uptime = twin.get(json!({"op": "status"}))["guest_uptime_ms"].as_u64().unwrap();
+    assert!(clock(&mut twin) / 1000 >= uptime + 3_000_000, "an hour was passed over");
+    // A clock that is further already is left alone; and it is kept with the machine.
+    twin.get(json!({"op": "pass", "until_us": 0, "timeout_ms": 0}));
+    twin.get(json!({"op": "pause"}));
+    let stands = clock(&mut twin);
+    let saved = dir.path().join("saved");
+    twin.get(json!({"op": "save", "path": saved}));
+    assert_eq!(clock(&mut twin), stands);
+    twin.get(json!({"op": "stop"}));
+    assert!(twin.ended().success());
+    let mut twin = Twin::start(dir.path(), |config| {
+        config["flash"] = json!({"tag": "flash", "socket": socket});
+        config["restore"] = json!(saved);
+    });
+    assert_eq!(clock(&mut twin), stands);
+    twin.get(json!({"op": "stop"}));
+    assert!(twin.ended().success());
+}

@@ -6,7 +6,10 @@
 //!
 //! To add one: a file with `run(&Options) -> Result<Table>`, and a line in [`Bench`] and [`Bench::run`].
 
+mod absent;
 mod boot;
+mod clock;
+mod density;
 mod ingest;
 mod latency;
 mod machine;
@@ -41,6 +44,10 @@ enum Bench {
     Latency(latency::Options),
     /// From the request that starts a twin to its running, its home on screen, its last screen.
     Start(start::Options),
+    /// A hundred idle twins on this host.
+    Density(density::Options),
+    /// An hour of a phone's, replayed on its twin.
+    Clock(clock::Options),
     /// Events acknowledged in a second, by one phone and by a hundred, beside SQLite.
     Ingest(ingest::Options),
 }
@@ -52,6 +59,8 @@ impl Bench {
             Bench::Machine(options) => machine::run(options),
             Bench::Latency(options) => latency::run(options),
             Bench::Start(options) => start::run(options),
+            Bench::Density(options) => density::run(options),
+            Bench::Clock(options) => clock::run(options),
             Bench::Ingest(options) => ingest::run(options),
         }
     }

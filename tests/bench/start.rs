@@ -11,12 +11,11 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use sync_protocol::event::{Control as Told, ControlKind, Event, Kind, Origin};
 use tests::appliance::{Appliance, PATIENCE, wait_for};
 use tests::control::Control;
-use tests::fake_phone::FakePhone;
 use tokio::runtime::Runtime;
 
+use crate::absent;
 use crate::samples::Samples;
 use crate::table::{Better, Row, Table};
 
@@ -39,17 +38,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<Table> {
     let runtime = Runtime::new()?;
     let appliance = Appliance::start()?;
-    let mut phone = FakePhone::new(appliance.sync(), &appliance.ca_pem, SERIAL);
-    phone.image = "handset-arm64".into();
-    let code = appliance.code("bench")?;
-    let _stream = runtime.block_on(async {
-        ensure!(phone.register(&code).await?, "an enrolment code does not admit");
-        let mut stream = phone.stream(1, 2).await.0;
-        stream.send_events(vec![told(1, ControlKind::Started), told(2, ControlKind::ScanDone)]).await;
-        stream.acked().await;
-        Ok(stream)
-    })?;
-    appliance.in_mirror(SERIAL)?;
+    let _stream = absent::enrol(&runtime, &appliance, SERIAL, 0)?;
     let bench = Bench { appliance };
 
     let (mut running, mut home, mut resume) = (Samples::default(), Samples::default(), Samples::default());
@@ -85,11 +74,6 @@ fn ms(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-fn told(seq: u64, kind: ControlKind) -> Event {
-    let told = Told { kind, text: "bench, boot 0123456789".into(), path: None, count: 0 };
-    Event { seq, wall_us: 0, mono_us: seq, origin: Origin::Phone, kind: Kind::Control(told) }
-}
-
 struct Bench {
     appliance: Appliance,
 }
@@ -101,7 +85,7 @@ impl Bench {
 
     /// The running twin's own control socket.
     fn control(&self) -> Result<Control> {
-        Control::connect(&self.appliance.data().join("run").join(SERIAL).join("control.sock"))
+        absent::machine(&self.appliance, SERIAL)
     }
 
     /// Waits until the handset says, right after its first picture, that it has shown it.

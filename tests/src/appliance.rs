@@ -104,6 +104,7 @@ impl Drop for Process {
 pub struct Setup {
     data: tempfile::TempDir,
     images: PathBuf,
+    running_max: Option<usize>,
     demo: bool,
     http: String,
     sync: String,
@@ -117,7 +118,7 @@ impl Setup {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let images = image_builder::cache_dir().join("images");
         let any = || "127.0.0.1:0".to_owned();
-        Ok(Setup { data: tempfile::tempdir()?, images, demo: false, http: any(), sync: any(), _turn })
+        Ok(Setup { data: tempfile::tempdir()?, images, running_max: None, demo: false, http: any(), sync: any(), _turn })
     }
 
     /// Its data folder is in `parent`, which must outlive it.
@@ -127,6 +128,11 @@ impl Setup {
 
     pub fn images(self, folder: &Path) -> Setup {
         Setup { images: folder.to_owned(), ..self }
+    }
+
+    /// So many twins may run.
+    pub fn running_max(self, max: usize) -> Setup {
+        Setup { running_max: Some(max), ..self }
     }
 
     /// With the demo phone `DEMO-1` beside it.
@@ -166,7 +172,8 @@ impl Setup {
             std::fs::remove_file(&endpoint)?;
         }
         let config = data.join("pollux.toml");
-        std::fs::write(&config, format!("[images]\nfolder = {:?}\n", self.images.display().to_string()))?;
+        let twins = self.running_max.map_or_else(String::new, |max| format!("[twins]\nrunning_max = {max}\n"));
+        std::fs::write(&config, format!("[images]\nfolder = {:?}\n{twins}", self.images.display().to_string()))?;
         let mut command = Command::new(binary("pollux")?);
         command.arg("serve").arg("--data").arg(data).arg("--config").arg(&config);
         command.args(["--http", &self.http, "--sync", &self.sync]).args(self.demo.then_some("--demo"));

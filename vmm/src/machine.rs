@@ -204,11 +204,13 @@ struct Standing {
     run_time: RunTime,
     /// The vCPU is inside `run`.
     running: bool,
+    /// Why it was stopped, if not to go on.
+    verdict: Option<ExitReason>,
 }
 
 impl Default for Standing {
     fn default() -> Self {
-        Self { state: State::Created, run_time: RunTime::default(), running: false }
+        Self { state: State::Created, run_time: RunTime::default(), running: false, verdict: None }
     }
 }
 
@@ -233,6 +235,11 @@ impl Machine {
     /// For how long the guest has run, pauses not counted.
     pub fn run_time(&self) -> Duration {
         self.shared.lock().run_time.at(Instant::now())
+    }
+
+    /// What other threads may ask of the vCPU.
+    pub fn vcpu(&self) -> Arc<dyn VcpuHandle> {
+        self.handle.clone()
     }
 
     pub fn ram(&self) -> &GuestRam {
@@ -315,6 +322,16 @@ impl Machine {
         Ok(())
     }
 
+    /// Ends a machine whose guest hangs: that has taken no interrupt for so much of the time in which it could.
+    pub fn watch(&self, patience: Duration) {
+        let mut standing = self.shared.lock();
+        if standing.state == State::Running && self.handle.deaf_for() >= patience {
+            standing.verdict = Some(ExitReason::Fault(format!("the guest hangs: it has taken no interrupt for {} s", patience.as_secs())));
+            drop(standing);
+            self.handle.stop();
+        }
+    }
+
     /// Stops the machine for good. Its RAM and its devices' outside halves live until it is dropped.
     pub fn stop(&mut self) {
         {
@@ -390,6 +407,11 @@ impl<F: FnOnce(&ExitReason)> DeathAlarm<F> {
                 let mut standing = self.shared.lock();
                 standing.run_time.stop(Instant::now());
                 standing.running = false;
+                let verdict = standing.verdict.take();
+                drop(standing);
+                if let Some(reason) = verdict {
+                    self.died(reason);
+                }
             }
             Ok(VcpuExit::PowerOff) => self.died(ExitReason::PowerOff),
             Ok(VcpuExit::Reset) => self.died(ExitReason::Reset),

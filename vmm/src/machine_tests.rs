@@ -16,6 +16,7 @@ use crate::virtio::rng::Rng;
 struct Script {
     exits: Mutex<VecDeque<Result<VcpuExit, VcpuError>>>,
     irq: Mutex<bool>,
+    deaf_for: Mutex<Duration>,
     news: Condvar,
 }
 
@@ -34,6 +35,9 @@ impl VcpuHandle for Script {
         self.exit(Ok(VcpuExit::Stopped));
     }
     fn written(&self, _: u64, _: u64) {}
+    fn deaf_for(&self) -> Duration {
+        *self.deaf_for.lock().unwrap()
+    }
 }
 
 struct FakeVcpu {
@@ -110,6 +114,26 @@ fn goes_through_its_states() {
     machine.stop();
     drop(machine);
     assert!(told.recv().is_err(), "what we stopped ourselves is no news");
+}
+
+#[test]
+fn ends_a_machine_whose_guest_hangs() {
+    let patience = Duration::from_secs(20);
+    let (mut machine, script, told) = machine(1);
+    *script.deaf_for.lock().unwrap() = Duration::from_secs(21);
+    machine.watch(patience);
+    machine.boot(ENTRY).unwrap();
+    machine.pause().unwrap();
+    machine.watch(patience);
+    machine.resume().unwrap();
+    *script.deaf_for.lock().unwrap() = Duration::from_secs(19);
+    machine.watch(patience);
+    assert_eq!(machine.state(), State::Running, "neither a machine that stands still hangs, nor one that is only slow");
+    *script.deaf_for.lock().unwrap() = patience;
+    machine.watch(patience);
+    let reason = ExitReason::Fault("the guest hangs: it has taken no interrupt for 20 s".into());
+    assert_eq!(told.recv().unwrap(), reason);
+    assert_eq!(machine.state(), State::Stopped(reason));
 }
 
 #[test]

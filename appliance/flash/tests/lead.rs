@@ -473,9 +473,9 @@ fn only_what_the_guest_changes_ends_its_quiet() {
     let mut twin = Twin::new();
     twin.phone_put("/r/b", 9);
     twin.view.lookup(ROOT_INO, b"r").unwrap();
-    assert_eq!(twin.view.quiet_for(), None);
+    assert_eq!(twin.view.changed_at(), None);
     ops(&mut twin, &[Op::Write("/r/b".into(), 0, 7, false)]);
-    let quiet = twin.view.quiet_for().unwrap();
+    let changed = twin.view.changed_at().unwrap();
     twin.phone_put("/r/b", 8);
-    assert!(twin.view.quiet_for().unwrap() >= quiet);
+    assert_eq!(twin.view.changed_at(), Some(changed));
 }

@@ -43,7 +43,7 @@ use crate::log::{LogError, PhoneLogs};
 use crate::phones::Phones;
 use crate::records::{RecordError, Table};
 use crate::sync::Links;
-use crate::twin::{TwinError, Twins};
+use crate::twin::{InUse, TwinError, Twins};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
@@ -120,6 +120,8 @@ struct Held {
     lease: watch::Sender<Lease>,
     frames: mpsc::Sender<Frame>,
     end: CancellationToken,
+    /// The twin is not parked under the operator's hands.
+    _used: InUse,
 }
 
 /// What drive is made of.
@@ -201,7 +203,7 @@ impl Drive {
         let (frames, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
         let (changes, changed) = mpsc::channel(CHANGES_WAITING_MAX);
         let end = self.inner.stop.child_token();
-        leases.insert(phone.clone(), Held { lease: sender, frames, end: end.clone() });
+        leases.insert(phone.clone(), Held { lease: sender, frames, end: end.clone(), _used: self.inner.twins.in_use(phone) });
         self.inner.leads.set(phone, Some(changes));
         let keeping = Keeping {
             inner: self.inner.clone(),

@@ -18,6 +18,7 @@ use super::Services;
 use super::error::ApiError;
 use super::login::Operator;
 use crate::identity::UserName;
+use crate::twin::InUse;
 use crate::rfb::{ClientMessage, ClientParser, Hand};
 
 /// What a viewer sends at a time is small; a list of encodings is the longest.
@@ -38,7 +39,8 @@ pub(super) async fn twin(
 ) -> Result<Response, ApiError> {
     let phone = services.phones.find(&phone)?.id;
     let rfb = services.twins.machine(&phone)?.rfb;
-    let hands = Hands::OfLease { services: services.clone(), phone, user: login.user };
+    let used = services.twins.in_use(&phone);
+    let hands = Hands::OfLease { services: services.clone(), phone, user: login.user, _used: used };
     open(services, rfb, hands, upgrade).await
 }
 
@@ -61,7 +63,7 @@ pub(super) async fn demo(
 /// Whose hands a watcher's pointer and keys are.
 enum Hands {
     /// The operator's, if they hold the lease.
-    OfLease { services: Services, phone: PhoneId, user: UserName },
+    OfLease { services: Services, phone: PhoneId, user: UserName, _used: InUse },
     /// Those of the (demo) phone's own user: the machine takes them directly.
     Own,
 }
@@ -159,13 +161,13 @@ impl Hands {
     /// Whether what this watcher does counts now.
     fn count(&self) -> bool {
         match self {
-            Hands::OfLease { services, phone, user } => services.drive.drives(phone, user),
+            Hands::OfLease { services, phone, user, .. } => services.drive.drives(phone, user),
             Hands::Own => false,
         }
     }
 
     fn give(&self, frame: sync_protocol::event::Frame) {
-        if let Hands::OfLease { services, phone, user } = self
+        if let Hands::OfLease { services, phone, user, .. } = self
             && let Err(error) = services.drive.give(phone, user, frame)
         {
             // The lease may have ended this moment; a hand that is too fast loses a frame, as on any touch screen.

@@ -12,6 +12,8 @@ const GAP_MIN: Duration = Duration::from_millis(4);
 const GAP_HELD_MAX: Duration = Duration::from_millis(1200);
 /// Longest pause that is kept otherwise: two taps stay two, and a twin that lags catches up.
 const GAP_FREE_MAX: Duration = Duration::from_millis(150);
+/// Longest pause that a guest goes through from one of its timers to the next; of a longer one its wall clock is set forward.
+const PASSED_US_MAX: u64 = 10 * 60 * 1_000_000;
 /// Input that a twin is given before it shows what the phone does; beyond, it begins with the phone's files alone.
 pub(super) const INPUT_REPLAYED_MAX: usize = 20_000;
 
@@ -81,6 +83,38 @@ pub(super) fn boot_of(event: &Event) -> Option<String> {
 /// The last word of an agent's start message is the phone's boot id.
 fn boot_id(text: &str) -> Option<String> {
     text.split_whitespace().next_back().filter(|word| word.len() >= 8).map(str::to_owned)
+}
+
+/// The wall clock of a machine's guest: what it showed when the machine's own clock, which stands still while the machine does, showed
+/// what. In microseconds, of which the wall clock's count from 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestClock {
+    pub wall_us: i64,
+    pub guest_us: u64,
+}
+
+/// How a guest comes to the time at which its phone did something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Passage {
+    /// Its machine's clock is to come here, by passing over the times in which it is idle.
+    pub(super) until_us: u64,
+    /// Its wall clock is to be set then.
+    pub(super) jumps: bool,
+}
+
+impl GuestClock {
+    /// From now, when the machine's clock shows `now_us`, to `wall_us` on the phone's, but not before `earliest_us` on the machine's.
+    pub(super) fn passage(self, now_us: u64, wall_us: i64, earliest_us: u64) -> Passage {
+        let since = u64::try_from(wall_us.saturating_sub(self.wall_us)).unwrap_or(0);
+        let wanted_us = self.guest_us.saturating_add(since).max(earliest_us);
+        let until_us = wanted_us.min(now_us.saturating_add(PASSED_US_MAX)).max(earliest_us);
+        Passage { until_us, jumps: wanted_us > until_us }
+    }
+
+    /// What it shows when the machine's clock shows `guest_us`.
+    pub(super) fn shows(self, guest_us: u64) -> i64 {
+        self.wall_us.saturating_add(i64::try_from(guest_us.saturating_sub(self.guest_us)).unwrap_or(i64::MAX))
+    }
 }
 
 /// When something was done, by the clock of who did it: the phone's counts from its boot, ours from 1970.
@@ -180,6 +214,20 @@ mod tests {
         }
         let files_only = origins.beginning(99_999).expect("a beginning");
         assert_eq!((files_only.files, files_only.input), (99_999, 100_000));
+    }
+
+    #[test]
+    fn a_guest_goes_through_pauses_and_jumps_over_long_ones() {
+        const S: u64 = 1_000_000;
+        let clock = GuestClock { wall_us: 5_000 * S as i64, guest_us: 2 * S };
+        assert_eq!(clock.passage(3 * S, 5_060 * S as i64, 0), Passage { until_us: 62 * S, jumps: false });
+        // It is there already, or not before the rhythm lets it be.
+        assert_eq!(clock.passage(70 * S, 5_060 * S as i64, 70 * S), Passage { until_us: 70 * S, jumps: false });
+        assert_eq!(clock.passage(70 * S, 0, 71 * S), Passage { until_us: 71 * S, jumps: false });
+        assert_eq!(clock.passage(3 * S, 9_000 * S as i64, 0), Passage { until_us: 603 * S, jumps: true });
+        assert_eq!(clock.passage(3 * S, i64::MAX, u64::MAX), Passage { until_us: u64::MAX, jumps: false });
+        assert_eq!(clock.shows(62 * S), 5_060 * S as i64);
+        assert_eq!(clock.shows(0), 5_000 * S as i64);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use decide::{Beginning, Origins};
+pub use decide::{Beginning, GuestClock, Origins};
 pub use feeder::{Fed, Feeder};
 use follower::Follower;
 
@@ -26,6 +26,7 @@ use crate::flashes::Flashes;
 use crate::intelligence::Intelligence;
 use crate::live::Live;
 use crate::log::{LogError, PhoneLogs};
+use crate::phones::now_us;
 use crate::records::Table;
 use crate::twin::Twins;
 
@@ -33,6 +34,8 @@ use crate::twin::Twins;
 const ROOTS_MAX: usize = 8;
 /// Events read from a log at a time.
 const PAGE_EVENTS: usize = 256;
+/// A phone whose clock shows less, microseconds since 1970, has none: 2020-01-01.
+const SENSIBLE_US_MIN: i64 = 1_577_836_800_000_000;
 
 /// How far a phone's flash has come.
 #[derive(Debug, Clone, Default)]
@@ -141,6 +144,20 @@ impl Replays {
     fn followers(&self) -> MutexGuard<'_, HashMap<PhoneId, Handle>> {
         self.inner.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What our clock shows, as events tell it.
+pub fn wall_now_us() -> i64 {
+    i64::try_from(now_us()).unwrap_or(i64::MAX)
+}
+
+/// What a phone's clock showed at the beginning of a twin, in microseconds since 1970; what ours shows if that is where the phone is, or if it
+/// makes no sense. Blocks.
+pub fn wall_us(logs: &PhoneLogs, phone: &PhoneId, beginning: &Beginning) -> Result<i64, LogError> {
+    let first = logs.read(phone, beginning.input, 1)?;
+    let now_us = wall_now_us();
+    let told_us = first.first().map(|(_, event)| event.wall_us);
+    Ok(told_us.filter(|told_us| (SENSIBLE_US_MIN..now_us).contains(told_us)).unwrap_or(now_us))
 }
 
 /// Where a twin of `phone` that boots now begins; `None`: too early. Blocks.

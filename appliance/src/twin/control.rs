@@ -174,6 +174,14 @@ impl Control {
         reply.get("changed").and_then(Value::as_bool).ok_or_else(|| nonsense("screen_wait", &"no \"changed\""))
     }
 
+    /// Has the guest's clock, in microseconds, jump over the times in which the guest is idle until it shows `until_us`; gives what it shows
+    /// then, or after `patience` (at most 30 s). None: this machine's time cannot be passed over.
+    pub async fn pass(&self, until_us: u64, patience: Duration) -> Result<Option<u64>, ControlError> {
+        let timeout_ms = u64::try_from(patience.min(SCREEN_WAIT_MAX).as_millis()).unwrap_or(u64::MAX);
+        let reply = self.ask("pass", json!({"until_us": until_us, "timeout_ms": timeout_ms})).await?;
+        Ok(reply.get("guest_us").and_then(Value::as_u64))
+    }
+
     /// Waits until a program in the guest has the console port `name` open; false if none has within `timeout` (at most 50 s).
     pub async fn port_wait(&self, name: &str, timeout: Duration) -> Result<bool, ControlError> {
         let timeout_ms = u64::try_from(timeout.min(PORT_WAIT_MAX).as_millis()).unwrap_or(u64::MAX);

@@ -1,17 +1,63 @@
 //! The gate: where a twin's guest waits, before it touches its flash, to be told who it is.
 //!
 //! Every twin passes it, whether it boots or begins with a saved machine, and each time is told a seed that nobody else is, the
-//! time, and its names; the guest heeds them before it runs any other program.
+//! time, and its names; the guest heeds them before it runs any other program. It goes on listening for a new seed and the time.
 
+use std::io;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use store::PhoneId;
+use tokio::net::UnixStream;
 
 /// The console port on which the guest listens.
 pub(super) const PORT: &str = "org.pollux.gate";
 /// What the guest's kernel mixes into its random numbers.
-pub(super) const SEED_BYTES: usize = 64;
+const SEED_BYTES: usize = 64;
+/// What begins each line.
+const GO: &str = "go";
+
+/// The outer end of a guest's gate.
+#[derive(Debug)]
+pub struct Gate(UnixStream);
+
+impl Gate {
+    pub(super) fn new(stream: UnixStream) -> Gate {
+        Gate(stream)
+    }
+
+    /// Lets the guest pass as `identity`, its clock at `wall_us` since 1970.
+    pub(super) fn open(&self, identity: &Identity, wall_us: i64) -> io::Result<()> {
+        self.write(&identity.line(&rand::random(), time(wall_us)))
+    }
+
+    /// Tells a guest that goes on from where it was saved a seed that no other one is told that does so.
+    pub(super) fn reseed(&self) -> io::Result<()> {
+        self.write(&format!("{GO} seed={}\n", hex::encode(rand::random::<[u8; SEED_BYTES]>())))
+    }
+
+    /// Sets the guest's clock, to microseconds since 1970.
+    pub fn set_time(&self, wall_us: i64) -> io::Result<()> {
+        self.write(&format!("{GO} time={}\n", seconds(time(wall_us))))
+    }
+
+    /// A line is short, so that it has room whole or not at all: a guest that does not listen is told no more.
+    fn write(&self, line: &str) -> io::Result<()> {
+        match self.0.try_write(line.as_bytes())? {
+            written if written == line.len() => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+}
+
+fn time(wall_us: i64) -> Duration {
+    Duration::from_micros(u64::try_from(wall_us).unwrap_or(0))
+}
+
+/// As the guest reads it.
+fn seconds(time: Duration) -> String {
+    format!("{}.{:09}", time.as_secs(), time.subsec_nanos())
+}
 
 /// What tells one twin from all others: a function of its phone, so that a twin keeps it when it starts anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,11 +86,11 @@ impl Identity {
     }
 
     /// The line that opens the gate at `now`, since 1970.
-    pub(super) fn line(&self, seed: &[u8; SEED_BYTES], now: Duration) -> String {
+    fn line(&self, seed: &[u8; SEED_BYTES], now: Duration) -> String {
         let Identity { machine_id, host_name, serial, mac } = self;
-        let (seed, seconds, nanoseconds) = (hex::encode(seed), now.as_secs(), now.subsec_nanos());
+        let (seed, now) = (hex::encode(seed), seconds(now));
         let serial = if serial.is_empty() { String::new() } else { format!(" serial={serial}") };
-        format!("go seed={seed} time={seconds}.{nanoseconds:09} host={host_name} machine={machine_id} mac={mac}{serial}\n")
+        format!("{GO} seed={seed} time={now} host={host_name} machine={machine_id} mac={mac}{serial}\n")
     }
 }
 

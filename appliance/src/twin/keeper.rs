@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use store::PhoneId;
-use tokio::io::AsyncWriteExt;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -15,13 +14,13 @@ use tracing::{info, warn};
 
 use super::control::MachineEvent;
 use super::decide::{AfterCrash, Crashes, TwinState};
-use super::gate::{Identity, SEED_BYTES};
+use super::gate::{Gate, Identity};
 use super::process::{Folder, Machine, MachineConfig, ProcessError, Saved};
 use super::{End, Inner, Running, TwinError, TwinStatus};
 use crate::flashes::{FlashesError, TwinFlash};
 use crate::live::Notice;
 use crate::phones::{Standing, now_us};
-use crate::replay::{Beginning, Fed, Feeder};
+use crate::replay::{Beginning, Fed, Feeder, GuestClock, wall_now_us};
 
 /// A machine that has not connected to its flash and console by then will not.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
@@ -33,7 +32,8 @@ pub(super) enum Request {
     Start(Reply),
     /// Only if nobody has stopped, parked or given up on it.
     StartByItself(Reply),
-    Park(Reply),
+    /// With what to say of it.
+    Park(Reply, String),
     Stop(Reply),
 }
 
@@ -57,8 +57,6 @@ struct Keeping {
     base: Option<PathBuf>,
     /// Serves the flash; ends when the machine does.
     server: oneshot::Receiver<Result<(), FlashesError>>,
-    /// The outer end of the guest's gate: were it closed, the guest would be told.
-    _gate: UnixStream,
     feeding: CancellationToken,
     feeder: Option<JoinHandle<Fed>>,
     /// What the feeder said when it ended.
@@ -75,6 +73,9 @@ struct Parked {
     /// The base snapshot that the machine was saved as the difference from.
     #[serde(default)]
     base: Option<PathBuf>,
+    /// The guest's, when the machine was saved.
+    #[serde(default)]
+    clock: Option<GuestClock>,
 }
 
 /// The right to run; kept over a second attempt.
@@ -166,7 +167,7 @@ impl Keeper {
             }
             Request::StartByItself(reply) if self.at_rest || self.restart_at.is_some() => (reply, Ok(())),
             Request::StartByItself(reply) => (reply, self.start().await),
-            Request::Park(reply) => (reply, self.park().await),
+            Request::Park(reply, why) => (reply, self.park(&why).await),
             Request::Stop(reply) => (reply, self.stop().await),
         };
         match &result {
@@ -257,7 +258,7 @@ impl Keeper {
         let identity = Identity::of(&phone.id, &phone.description.serial);
         let from = parked.clone();
         let prepared = tokio::task::spawn_blocking(move || prepare(&inner, &phone, from));
-        let Prepared { flash, image, beginning, base: parked_base } = prepared.await.map_err(|_| TwinError::Stopping)??;
+        let Prepared { flash, image, beginning, base: parked_base, clock: parked_clock, wall_us } = prepared.await.map_err(|_| TwinError::Stopping)??;
         let base = if let Start::Base = start { self.inner.bases.find(&image) } else { None };
         let parked = parked.map(|folder| Saved { path: folder.join("machine"), base: parked_base.clone(), verify: false });
         let saved = parked.or_else(|| base.clone());
@@ -293,7 +294,7 @@ impl Keeper {
         let connecting = async { tokio::try_join!(flash_door.accept(), gate_door.accept()) };
         let (runs, connected) = tokio::join!(running, tokio::time::timeout(CONNECT_MAX, connecting));
         runs?;
-        let ((flash_stream, _), (mut gate, _)) = connected
+        let ((flash_stream, _), (gate_stream, _)) = connected
             .map_err(|_| ProcessError::Ended("it did not connect to its flash and its gate".into()))?
             .map_err(|source| ProcessError::File { action: "accept connections in", path: machine.folder().path().into(), source })?;
         let server = flash.serve(flash_stream)?;
@@ -305,14 +306,13 @@ impl Keeper {
             },
             None => {}
         }
-        let mut blank = None;
-        if !matches!(start, Start::Parked(_)) {
-            blank = Some(control.generation().await?);
-            let line = identity.line(&rand::random::<[u8; SEED_BYTES]>(), Duration::from_micros(now_us()));
-            gate.write_all(line.as_bytes())
-                .await
-                .map_err(|source| ProcessError::File { action: "write to", path: machine.folder().gate(), source })?;
-        }
+        let gate = Arc::new(Gate::new(gate_stream));
+        let resumed = matches!(start, Start::Parked(_));
+        let blank = if resumed { None } else { Some(control.generation().await?) };
+        let told = if resumed { gate.reseed() } else { gate.open(&identity, wall_us) };
+        told.map_err(|source| ProcessError::File { action: "write to", path: machine.folder().gate(), source })?;
+        let began = control.pass(0, Duration::ZERO).await?.map(|guest_us| GuestClock { wall_us, guest_us });
+        let clock = if resumed { parked_clock.or(began) } else { began };
         let feeding = self.inner.stop.child_token();
         let fed = beginning.input.saturating_sub(1);
         let feeder = Feeder {
@@ -324,6 +324,8 @@ impl Keeper {
             height: config.height as u16,
             beginning,
             blank,
+            clock,
+            gate,
             status: self.status.clone(),
             live: self.inner.live.clone(),
         };
@@ -337,7 +339,7 @@ impl Keeper {
         };
         let pid = machine.pid();
         let feeder = Some(feeder);
-        self.running = Some(Keeping { machine, events, flash, base: parked_base.or_else(|| base.as_ref().map(|base| base.path.clone())), server, _gate: gate, feeding, feeder, fed: None, _slot: slot });
+        self.running = Some(Keeping { machine, events, flash, base: parked_base.or_else(|| base.as_ref().map(|base| base.path.clone())), server, feeding, feeder, fed: None, _slot: slot });
         self.status.send_modify(|status| {
             status.running = Some(running);
             status.pid = pid;
@@ -345,11 +347,11 @@ impl Keeper {
             status.fed = fed;
         });
         self.set(TwinState::Running, detail);
-        info!(phone = %self.phone, pid, resumed = blank.is_none(), base = base.is_some(), "twin runs");
+        info!(phone = %self.phone, pid, resumed, base = base.is_some(), "twin runs");
         Ok(())
     }
 
-    async fn park(&mut self) -> Result<(), TwinError> {
+    async fn park(&mut self, why: &str) -> Result<(), TwinError> {
         let Some(keeping) = self.running.as_mut() else {
             return if self.state() == TwinState::Parked { Ok(()) } else { Err(TwinError::NothingToPark) };
         };
@@ -367,7 +369,7 @@ impl Keeper {
             tokio::task::spawn_blocking(move || flash.save(&path.join("layer")))
                 .await
                 .map_err(|_| TwinError::Stopping)??;
-            let record = serde_json::to_vec(&Parked { fed: fed.position, boot_id: fed.boot_id, image, base: base.filter(|_| differs) }).unwrap_or_default();
+            let record = serde_json::to_vec(&Parked { fed: fed.position, boot_id: fed.boot_id, image, base: base.filter(|_| differs), clock: fed.clock }).unwrap_or_default();
             // Last: its presence says that the rest is whole.
             let path = folder.path().join("parked.json");
             std::fs::write(&path, record)
@@ -377,7 +379,7 @@ impl Keeper {
         self.at_rest = true;
         self.end().await;
         match &result {
-            Ok(()) => self.set(TwinState::Parked, ""),
+            Ok(()) => self.set(TwinState::Parked, why),
             Err(_) => remove(&folder),
         }
         result
@@ -506,6 +508,9 @@ struct Prepared {
     beginning: Beginning,
     /// Of the parked machine.
     base: Option<PathBuf>,
+    clock: Option<GuestClock>,
+    /// What the guest's wall clock is to show when it begins.
+    wall_us: i64,
 }
 
 /// Finds image and flash for a machine. Blocks.
@@ -519,13 +524,14 @@ fn prepare(inner: &Inner, phone: &crate::phones::Phone, parked: Option<PathBuf>)
         if let Some(record) = record.filter(|record| record.image == image.manifest().hash) {
             let flash = inner.flashes.twin(phone, record.fed, Some(&folder.join("layer")), lead)?;
             let beginning = Beginning { files: record.fed, input: record.fed + 1, boot_id: record.boot_id };
-            return Ok(Prepared { flash, image, beginning, base: record.base });
+            return Ok(Prepared { flash, image, beginning, base: record.base, clock: record.clock, wall_us: wall_now_us() });
         }
         return Err(FlashesError::Parked(phone.id.clone()).into());
     }
     let beginning = crate::replay::beginning(&inner.logs, &inner.origins, &phone.id)?.ok_or(TwinError::Incomplete)?;
     let flash = inner.flashes.twin(phone, beginning.files, None, lead)?;
-    Ok(Prepared { flash, image, beginning, base: None })
+    let wall_us = crate::replay::wall_us(&inner.logs, &phone.id, &beginning)?;
+    Ok(Prepared { flash, image, beginning, base: None, clock: None, wall_us })
 }
 
 /// `pollux-twin` in the folder of the running program; of tests, which run from a folder below it, one up.

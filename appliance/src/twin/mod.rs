@@ -10,19 +10,24 @@ mod decide;
 mod gate;
 mod keeper;
 pub mod process;
+mod shortage;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use store::PhoneId;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use base::Bases;
+use shortage::Candidate;
 pub use control::{Control, ControlError};
 pub use decide::TwinState;
+pub use gate::Gate;
 pub use keeper::binary_beside_us;
 use keeper::{Keeper, Request};
 pub use process::ProcessError;
@@ -37,6 +42,8 @@ use crate::replay::KeptOrigins;
 
 /// Requests that wait for one keeper.
 const REQUESTS_MAX: usize = 16;
+/// Between two looks at the host's means.
+const MEANS_LOOK: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum TwinError {
@@ -141,6 +148,33 @@ struct Inner {
 struct Handle {
     requests: mpsc::Sender<Request>,
     status: watch::Receiver<TwinStatus>,
+    usage: Arc<Mutex<Usage>>,
+}
+
+/// How a twin is used by people.
+#[derive(Debug)]
+struct Usage {
+    users: usize,
+    /// When it was last begun or ended to be used.
+    at: Instant,
+}
+
+/// Whoever uses a twin; it is not parked for want of room while this lives.
+pub struct InUse(Arc<Mutex<Usage>>);
+
+impl InUse {
+    fn begin(usage: &Arc<Mutex<Usage>>) -> InUse {
+        lock(usage).users += 1;
+        InUse(usage.clone())
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut usage = lock(&self.0);
+        usage.users -= 1;
+        usage.at = Instant::now();
+    }
 }
 
 /// What the manager is made of.
@@ -201,14 +235,65 @@ impl Twins {
         Ok(self.control(phone)?.console_tail().await?)
     }
 
-    /// Starts the twin, or resumes it where it was parked. Nothing happens if it runs.
+    /// Starts the twin, or resumes it where it was parked. Nothing happens if it runs. If as many run as may, the least used of those that
+    /// nobody uses is parked.
     pub async fn start(&self, phone: &PhoneId) -> Result<(), TwinError> {
-        self.ask(phone, Request::Start).await
+        let _used = self.in_use(phone);
+        match self.ask(phone, Request::Start).await {
+            Err(TwinError::TooMany(max)) => {
+                let least = shortage::least_used(self.candidates(), true).ok_or(TwinError::TooMany(max))?;
+                self.park_for_room(&least, &format!("{max} twins run, as many as may, and another was asked for")).await;
+                self.ask(phone, Request::Start).await
+            }
+            started => started,
+        }
     }
 
     /// Saves the machine and ends its process.
     pub async fn park(&self, phone: &PhoneId) -> Result<(), TwinError> {
-        self.ask(phone, Request::Park).await
+        self.ask(phone, |reply| Request::Park(reply, String::new())).await
+    }
+
+    /// Says that somebody uses the twin, for as long as what this gives lives.
+    pub fn in_use(&self, phone: &PhoneId) -> InUse {
+        InUse::begin(&self.keeper(phone).usage)
+    }
+
+    /// Parks the least used twin, one at a time, whenever the host runs short of memory or processors. Ends with the appliance.
+    pub async fn keep_within_means(self) {
+        loop {
+            tokio::select! {
+                () = self.inner.stop.cancelled() => return,
+                () = tokio::time::sleep(MEANS_LOOK) => {}
+            }
+            let short = tokio::task::spawn_blocking(shortage::now).await.unwrap_or_default();
+            if let Some(short) = short
+                && let Some(least) = shortage::least_used(self.candidates(), false)
+            {
+                self.park_for_room(&least, &short.to_string()).await;
+            }
+        }
+    }
+
+    async fn park_for_room(&self, least: &Candidate, why: &str) {
+        let minutes = least.unused_for.as_secs() / 60;
+        let why = format!("parked because {why}; nobody had used it for {minutes} min");
+        warn!(phone = %least.phone, why, "the least used twin is parked");
+        if let Err(error) = self.ask(&least.phone, |reply| Request::Park(reply, why)).await {
+            warn!(phone = %least.phone, %error, "it cannot be parked");
+        }
+    }
+
+    /// The twins that run.
+    fn candidates(&self) -> Vec<Candidate> {
+        let running = |handle: &Handle| handle.status.borrow().state == TwinState::Running;
+        let keepers = self.keepers();
+        let running = keepers.iter().filter(|(_, handle)| running(handle));
+        let candidates = running.map(|(phone, handle)| {
+            let usage = lock(&handle.usage);
+            Candidate { phone: phone.clone(), in_use: usage.users > 0, unused_for: usage.at.elapsed() }
+        });
+        candidates.collect()
     }
 
     /// Ends the machine and forgets it.
@@ -257,12 +342,17 @@ impl Twins {
         let (status, watched) = watch::channel(TwinStatus::default());
         let keeper = Keeper::new(phone.clone(), self.inner.clone(), status);
         self.inner.tasks.spawn(keeper.run(waiting));
-        let handle = Handle { requests, status: watched };
+        let usage = Arc::new(Mutex::new(Usage { users: 0, at: Instant::now() }));
+        let handle = Handle { requests, status: watched, usage };
         keepers.insert(phone.clone(), handle.clone());
         handle
     }
 
     fn keepers(&self) -> MutexGuard<'_, HashMap<PhoneId, Handle>> {
-        self.inner.keepers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner.keepers)
     }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,7 +2,7 @@
 //! binding, and the gate's only unsafe code.
 
 use std::ffi::c_int;
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use anyhow::{Result, ensure};
@@ -25,17 +25,13 @@ nix::ioctl_write_ptr_bad!(
 );
 nix::ioctl_none!(reseed_crng, b'R', 7);
 
-/// Mixes `seed`, which counts in full, into the pool, and has the generator take its next numbers from there at once.
-pub(crate) fn reseed(seed: &[u8]) -> Result<()> {
+/// Mixes `seed`, which counts in full, into the pool behind `device`, and has the generator take its next numbers from there at once.
+pub(crate) fn reseed(device: &File, seed: &[u8]) -> Result<()> {
     ensure!(
         seed.len() <= SEED_BYTES_MAX,
         "a seed of {} bytes",
         seed.len()
     );
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/random")?;
     let mut info = PoolInfo {
         entropy_bits: 8 * seed.len() as c_int,
         bytes: seed.len() as c_int,

@@ -1,21 +1,24 @@
 //! `gate`: where a twin's machine waits before it is anybody's, in the initramfs, before the root is touched.
 //!
-//! It reads one line from the console port org.pollux.gate, makes the machine what the line says, and ends. A machine that was
-//! saved while it waits becomes, each time it is restored, an individual: what the kernel's random numbers were is mixed with
+//! It reads one line from the console port org.pollux.gate, makes the machine what the line says, and lets it pass. A machine that
+//! was saved while it waits becomes, each time it is restored, an individual: what the kernel's random numbers were is mixed with
 //! a seed of its own before any other program runs, its clock is right, and its names are its own.
 //!
 //! ```text
 //! go [seed=HEX] [time=SECONDS[.NANOSECONDS]] [host=NAME] [machine=HEX] [serial=TEXT] [mac=ADDRESS]
 //! ```
 //! A word that it does not know is for a later image. Names are left as files in [`IDENTITY`], for /init to put where the system
-//! looks for them.
+//! looks for them. A process of it stays on the port and heeds the seed and the time of every later line: a machine that goes on after
+//! its clock has stood still is told what time it is.
 
 mod entropy;
 mod line;
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -28,25 +31,55 @@ const PORT: &str = "/dev/virtio-ports/org.pollux.gate";
 const IDENTITY: &str = "/run/identity";
 /// How often to look whether somebody has come to the other end: the port ends at once while nobody is there.
 const LOOK: Duration = Duration::from_millis(50);
+/// The same where nobody is in a hurry.
+const LOOK_LATER: Duration = Duration::from_secs(1);
+/// As an argument: the process that stays. The root that it began in is about to vanish, so it has the port as its standard input, and the
+/// device of random numbers as its standard output.
+const STAY: &str = "stay";
+const RANDOM: &str = "/dev/random";
 
 fn main() -> Result<()> {
-    let line = wait(File::open(PORT).with_context(|| format!("cannot open {PORT}"))?)?;
-    let line = Line::parse(&line)?;
+    if std::env::args().nth(1).as_deref() == Some(STAY) {
+        let (port, random) = (std::io::stdin().as_fd().try_clone_to_owned()?, std::io::stdout().as_fd().try_clone_to_owned()?);
+        return stay(&port.into(), &random.into());
+    }
+    let port = File::open(PORT).with_context(|| format!("cannot open {PORT}"))?;
+    let random = File::options().read(true).write(true).open(RANDOM).with_context(|| format!("cannot open {RANDOM}"))?;
+    let line = Line::parse(&wait(&port, LOOK)?)?;
+    heed(&line, &random)?;
+    if let Some(host) = line.host() {
+        fs::write("/proc/sys/kernel/hostname", host).context("cannot set the host name")?;
+    }
+    leave(&line, Path::new(IDENTITY)).with_context(|| format!("cannot write to {IDENTITY}"))?;
+    // The port stays open: closing it would drop what was not yet read.
+    Command::new("/proc/self/exe").arg(STAY).stdin(port).stdout(random).spawn().context("cannot stay")?;
+    Ok(())
+}
+
+/// Heeds lines until the port fails; one that is wrong is told on the console, and is no more than that.
+fn stay(port: &File, random: &File) -> Result<()> {
+    loop {
+        let line = wait(port, LOOK_LATER)?;
+        if let Err(error) = Line::parse(&line).and_then(|line| heed(&line, random)) {
+            eprintln!("gate: {error:#}");
+        }
+    }
+}
+
+/// What can be heeded at any time.
+fn heed(line: &Line, random: &File) -> Result<()> {
     if !line.seed.is_empty() {
-        entropy::reseed(&line.seed).context("cannot seed the kernel's random numbers")?;
+        entropy::reseed(random, &line.seed).context("cannot seed the kernel's random numbers")?;
     }
     if let Some(time) = line.time {
         clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(time))
             .context("cannot set the clock")?;
     }
-    if let Some(host) = line.host() {
-        fs::write("/proc/sys/kernel/hostname", host).context("cannot set the host name")?;
-    }
-    leave(&line, Path::new(IDENTITY)).with_context(|| format!("cannot write to {IDENTITY}"))
+    Ok(())
 }
 
-/// Reads one line. The port is opened once: closing it would drop what was not yet read.
-fn wait(mut port: File) -> Result<String> {
+/// Reads one line.
+fn wait(mut port: &File, look: Duration) -> Result<String> {
     let mut line = Vec::new();
     let mut byte = [0];
     loop {
@@ -55,7 +88,7 @@ fn wait(mut port: File) -> Result<String> {
             .context("cannot read the gate's port")?
             == 0
         {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(look);
             continue;
         }
         if byte == *b"\n" {

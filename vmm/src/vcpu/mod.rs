@@ -62,6 +62,22 @@ pub trait VcpuHandle: Send + Sync {
     fn progress(&self) -> Option<Duration> {
         None
     }
+    /// For how much of [`VcpuHandle::progress`] the interrupt input has been asserted without pause: a guest that takes none for long hangs.
+    fn deaf_for(&self) -> Duration {
+        Duration::ZERO
+    }
+    /// Tells that a device has gone outside for something that the guest waits for, or (`false`) that it is back. Until all are back, an
+    /// idle guest is not one whose time may be passed over.
+    fn errand(&self, _begins: bool) {}
+    /// What the guest's clock shows: for how long it has run, and what was passed over. `None`: this vCPU does not tell.
+    fn guest_time(&self) -> Option<Duration> {
+        None
+    }
+    /// Has the guest's clock jump from one of its timers to the next while it is idle, until it shows `until`; gives what it shows then, or
+    /// after `patience`. Whoever asks later is the one who is heeded. `None`: this vCPU's time cannot be passed over.
+    fn pass_idle(&self, _until: Duration, _patience: Duration) -> Option<Duration> {
+        None
+    }
 }
 
 /// Where a level-triggered interrupt of the machine goes: the distributor of a GIC, or a PC's

@@ -19,7 +19,7 @@ use std::time::Duration;
 use nix::poll::PollFlags;
 use serde::{Deserialize, Serialize};
 
-use super::guest::lock;
+use super::guest::{Errand, lock};
 use super::queue::ChainState;
 use super::worker::{Kick, Outside, Worker};
 use super::{Activation, Chain, DeviceState, RestoreError, VirtQueue, VirtioDevice, read_config_bytes};
@@ -90,6 +90,7 @@ struct Pending {
     /// The guest's own number.
     unique: u64,
     chain: Chain,
+    _errand: Errand,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -156,7 +157,7 @@ impl State {
                 self.last_unique += 2;
                 message[8..16].copy_from_slice(&self.last_unique.to_le_bytes());
                 self.outward.extend(&message);
-                self.pending.insert(self.last_unique, Pending { queue: index, unique, chain });
+                self.pending.insert(self.last_unique, Pending { queue: index, unique, chain, _errand: queue.errand() });
             }
         }
         Ok(())

@@ -104,6 +104,14 @@ impl GuestAccess {
         self.irq_chip.as_ref()
     }
 
+    /// A device goes outside for something that the guest waits for; it is back when what this gives is dropped.
+    pub(super) fn errand(self: &Arc<Self>) -> Errand {
+        if let Some(vcpu) = self.vcpu.get() {
+            vcpu.errand(true);
+        }
+        Errand(self.clone())
+    }
+
     /// Reports a device's write to the vCPU, see [`VcpuHandle::written`].
     pub(super) fn written(&self, address: u64, len: u64) {
         if let Some(vcpu) = self.vcpu.get() {
@@ -119,6 +127,17 @@ impl Drop for Pass<'_> {
     fn drop(&mut self) {
         lock(&self.0.gate).inside -= 1;
         self.0.gate_changed.notify_all();
+    }
+}
+
+/// While it lives, a device is outside for the guest.
+pub(super) struct Errand(Arc<GuestAccess>);
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        if let Some(vcpu) = self.0.vcpu.get() {
+            vcpu.errand(false);
+        }
     }
 }
 

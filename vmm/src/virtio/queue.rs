@@ -14,7 +14,7 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 
-use super::guest::{GuestAccess, lock};
+use super::guest::{Errand, GuestAccess, lock};
 use super::interrupt::Interrupt;
 
 /// Descriptors in one chain, empty ones included. No driver of ours sends more than 260 (a 1 MiB FUSE read by pages); QEMU's limit
@@ -85,6 +85,11 @@ impl VirtQueue {
             self.break_down(&error);
             None
         })
+    }
+
+    /// See [`GuestAccess::errand`].
+    pub(super) fn errand(&self) -> Errand {
+        self.0.guest.errand()
     }
 
     fn next_chain(&self, queue: &mut Queue) -> Result<Option<Chain>, QueueError> {

@@ -17,7 +17,7 @@ mod paged;
 mod save;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use sync_protocol::event::Origin;
@@ -107,9 +107,9 @@ impl TwinView {
         Ok(())
     }
 
-    /// For how long the guest has changed nothing; `None` if it never has, since it began or was restored.
-    pub fn quiet_for(&self) -> Option<Duration> {
-        self.shared.lock().changed_at.map(|at| at.elapsed())
+    /// When the guest last changed something; `None` if it never has, since it began or was restored.
+    pub fn changed_at(&self) -> Option<Instant> {
+        self.shared.lock().changed_at
     }
 
     /// Completes every file that the guest has written and not closed; in drive they are announced.

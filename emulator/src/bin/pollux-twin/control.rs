@@ -8,18 +8,19 @@
 //! | `boot` `pause` `resume` `stop` | | |
 //! | `save` | `path`, `whole` (true) | `differs`: only what differs from its base was written |
 //! | `restore` | `path`, `base` (null), `verify` (false) | |
-//! | `status` | | `state`, `reason`, `guest_uptime_ms`, `width`, `height`, `generation`, `build` |
+//! | `status` | | `state`, `reason`, `guest_uptime_ms`, `guest_us` (its clock; null if not known), `width`, `height`, `generation`, `build` |
 //! | `input` | `device` (`keyboard`, `touch`), `events` ([[type, code, value], ...]) | |
 //! | `input_drained` | | `drained`: the guest's drivers have taken all input |
 //! | `screen` | `png` (false) | `width`, `height`, `generation`, `sha256`, `png_base64` |
 //! | `screen_wait` | `after_generation`, `timeout_ms` | `generation`, `changed` |
+//! | `pass` | `until_us`, `timeout_ms` | `guest_us`: the guest's clock, which jumped over idle time to be there by then |
 //! | `port_wait` | `name`, `timeout_ms` | `open`: a program in the guest has that console port open |
 //! | `poke` | `paths` | |
 //! | `console` | `bytes` (65536) | `tail` |
 //! | `type` | `text` | `taken`: bytes that the serial console had room for |
 //!
 //! Events: `{"event":"exit","reason":"power_off|reset|fault","detail":...}`. Requests of one client are answered in order, but for
-//! `screen_wait` and `port_wait`, which are answered when they are over. `id` may be any JSON value and comes back as it was. A line that is too long, and a client that
+//! `screen_wait`, `pass` and `port_wait`, which are answered when they are over. `id` may be any JSON value and comes back as it was. A line that is too long, and a client that
 //! does not read its replies, end the connection; anything else that is wrong is answered with an error.
 
 #[cfg(test)]
@@ -73,6 +74,10 @@ impl Events {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Replies>> {
         self.0.lock().expect("nobody panics while it tells an event")
     }
+}
+
+fn micros(time: Option<Duration>) -> Option<u64> {
+    time.and_then(|time| u64::try_from(time.as_micros()).ok())
 }
 
 /// An exit in words: which, and what is known about it.
@@ -201,6 +206,10 @@ impl Client {
                     json!({"generation": generation, "changed": generation > after})
                 });
             }
+            Request::Pass { until_us, timeout_ms } => match self.twin.vcpu() {
+                Ok(vcpu) => self.wait(id, timeout_ms, move |timeout| json!({"guest_us": micros(vcpu.pass_idle(Duration::from_micros(until_us), timeout))})),
+                Err(error) => self.reply(&id, Err(error.to_string())),
+            },
             Request::PortWait { name, timeout_ms } => match self.twin.ports() {
                 Ok(ports) => self.wait(id, timeout_ms, move |timeout| json!({"open": ports.wait_open(&name, timeout)})),
                 Err(error) => self.reply(&id, Err(error.to_string())),
@@ -243,7 +252,7 @@ impl Client {
             Request::Poke { paths } => twin.poke(format!("{}\n", json!({"changed": paths})))?,
             Request::Console { bytes } => return Ok(json!({"tail": twin.console.tail(bytes)})),
             Request::Type { text } => return Ok(json!({"taken": twin.type_on_console(&text)?})),
-            Request::Stop | Request::ScreenWait { .. } | Request::PortWait { .. } => {}
+            Request::Stop | Request::ScreenWait { .. } | Request::Pass { .. } | Request::PortWait { .. } => {}
         }
         Ok(json!({}))
     }
@@ -258,7 +267,7 @@ impl Client {
         };
         let (width, height, generation) = self.twin.screen.look(|f| (f.width(), f.height(), f.generation()));
         json!({
-            "state": word, "reason": reason, "guest_uptime_ms": run_time.as_millis() as u64,
+            "state": word, "reason": reason, "guest_uptime_ms": run_time.as_millis() as u64, "guest_us": micros(self.twin.vcpu().ok().and_then(|vcpu| vcpu.guest_time())),
             "width": width, "height": height, "generation": generation, "build": Twin::build(),
         })
     }

@@ -17,7 +17,8 @@ mod twin;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
@@ -29,6 +30,9 @@ use console::Console;
 use control::Events;
 use hands::Hands;
 use twin::Twin;
+
+/// Between two looks whether the guest hangs.
+const WATCH: Duration = Duration::from_secs(5);
 
 #[derive(Parser)]
 #[command(version, about = "Runs one twin: a virtual phone, driven over its control socket")]
@@ -78,7 +82,10 @@ fn main() -> anyhow::Result<()> {
     // Whoever does not wait for this may have closed the pipe.
     let _ = writeln!(std::io::stdout(), "ready");
 
-    wait_quit.recv().context("nobody is left who could ask to stop")?;
+    while let Err(none) = wait_quit.recv_timeout(WATCH) {
+        anyhow::ensure!(none == RecvTimeoutError::Timeout, "nobody is left who could ask to stop");
+        twin.watch();
+    }
     twin.stop();
     drop((control, rfb));
     Ok(())

@@ -17,6 +17,7 @@ use vmm::boot::arm64::{self, BootSource};
 use vmm::clock::HostClock;
 use vmm::machine::{ExitReason, Machine, MachineBuilder, MachineError, State};
 use vmm::memory::{self, GuestRam, MemoryError};
+use vmm::vcpu::VcpuHandle;
 use vmm::snapshot::{self, Origin, Snapshot, SnapshotError};
 use vmm::virtio::block::Block;
 use vmm::virtio::console::{Console as ConsoleDevice, PortSpec, Ports};
@@ -32,6 +33,9 @@ use crate::console::Console;
 const POKE_PORT: &str = "org.pollux.poke";
 /// Pokes that wait for a guest that does not read its port.
 const POKES_WAITING_MAX: usize = 64;
+
+/// A guest that takes no interrupt for so long will never again. Of its own time, so that a busy host is no hang.
+const DEAF_MAX: Duration = Duration::from_secs(20);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TwinError {
@@ -178,6 +182,13 @@ impl Twin {
         Ok(origin.is_some())
     }
 
+    /// Looks whether the guest hangs, and ends a machine whose guest does.
+    pub(crate) fn watch(&self) {
+        if let Some(machine) = &self.lock().machine {
+            machine.watch(DEAF_MAX);
+        }
+    }
+
     /// Ends the machine; the guest notices nothing.
     pub(crate) fn stop(&self) {
         if let Some(machine) = &mut self.lock().machine {
@@ -212,6 +223,11 @@ impl Twin {
     /// The guest's ports, once there is a guest.
     pub(crate) fn ports(&self) -> Result<Ports, TwinError> {
         self.lock().ports.clone().ok_or(TwinError::WrongState { operation: "wait for a port", state: State::Created })
+    }
+
+    /// What other threads may ask of the vCPU, once there is one.
+    pub(crate) fn vcpu(&self) -> Result<Arc<dyn VcpuHandle>, TwinError> {
+        Ok(self.lock().machine("ask for the time")?.vcpu())
     }
 
     /// Types on the serial console; says how many bytes found room.

@@ -23,6 +23,7 @@ pub(super) enum Request {
     InputDrained,
     Screen { #[serde(default)] png: bool },
     ScreenWait { after_generation: u64, timeout_ms: u64 },
+    Pass { until_us: u64, timeout_ms: u64 },
     PortWait { name: String, timeout_ms: u64 },
     Poke { paths: Vec<String> },
     Console { #[serde(default = "console_bytes")] bytes: usize },
