@@ -7,21 +7,14 @@ use emulator::x86::UnicornX86Cpu;
 use vmm::board::Board;
 use vmm::board::arm64::Arm64;
 use vmm::board::x86_64::X86;
-use vmm::boot::x86_64::put_flat_memory;
 use vmm::bus::Bus;
 use vmm::clock::HostClock;
-use vmm::devices::uart::UartSink;
-use vmm::memory::{self, GuestRam};
+use vmm::devices::uart::Unheard;
+use vmm::memory::GuestRam;
 use vmm::vcpu::Vcpu;
 use vmm::vcpu::suite::{self, Guest, Subject};
 
 const TCG_BUFFER_BYTES: usize = 4 << 20;
-
-struct Unheard;
-
-impl UartSink for Unheard {
-    fn put(&mut self, _: u8) {}
-}
 
 struct OnArm64;
 
@@ -30,10 +23,6 @@ impl Subject for OnArm64 {
 
     fn guest() -> &'static Guest {
         &suite::ARM64
-    }
-
-    fn ram() -> GuestRam {
-        memory::anonymous(suite::RAM_BYTES).unwrap()
     }
 
     fn cpu(ram: GuestRam, bus: Bus) -> UnicornCpu {
@@ -52,12 +41,6 @@ impl Subject for OnX86 {
 
     fn guest() -> &'static Guest {
         &suite::X86_64
-    }
-
-    fn ram() -> GuestRam {
-        let ram = memory::anonymous_x86(suite::RAM_BYTES).unwrap();
-        put_flat_memory(&ram).unwrap();
-        ram
     }
 
     fn cpu(ram: GuestRam, bus: Bus) -> UnicornX86Cpu {

@@ -9,7 +9,7 @@ pub mod boot;
 pub mod bus;
 pub mod clock;
 pub mod devices;
-#[cfg(any(test, feature = "fake-driver"))]
+#[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
 pub mod layout;
 pub mod log_limit;

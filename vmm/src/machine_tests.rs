@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::board::arm64::Arm64;
 use crate::clock::HostClock;
-use crate::devices::uart::UartSink;
+use crate::devices::uart::Unheard;
 use crate::memory;
 use crate::virtio::rng::Rng;
 
@@ -76,16 +76,10 @@ impl Vcpu for FakeVcpu {
     }
 }
 
-struct Quiet;
-
-impl UartSink for Quiet {
-    fn put(&mut self, _: u8) {}
-}
-
 const ENTRY: BootEntry = BootEntry { kernel: 0x4020_0000, parameters: 0x4000_0000 };
 
 fn machine(devices: usize) -> (Machine, Arc<Script>, Receiver<ExitReason>) {
-    let mut builder = MachineBuilder::new(memory::anonymous(64 << 20).unwrap(), Arm64::new(Arc::new(HostClock), Box::new(Quiet))).unwrap();
+    let mut builder = MachineBuilder::new(memory::anonymous(64 << 20).unwrap(), Arm64::new(Arc::new(HostClock), Box::new(Unheard))).unwrap();
     for _ in 0..devices {
         builder.add(Rng::new()).unwrap();
     }
@@ -180,14 +174,14 @@ fn a_pause_that_meets_the_guests_end_reports_it() {
 
 #[test]
 fn a_vcpu_that_cannot_be_made_is_an_error() {
-    let builder = MachineBuilder::new(memory::anonymous(64 << 20).unwrap(), Arm64::new(Arc::new(HostClock), Box::new(Quiet))).unwrap();
+    let builder = MachineBuilder::new(memory::anonymous(64 << 20).unwrap(), Arm64::new(Arc::new(HostClock), Box::new(Unheard))).unwrap();
     let make = |_: GuestRam, _: Arc<Bus>, _: Arc<dyn IrqChip>| Err::<FakeVcpu, _>(VcpuError::Engine("none".into()));
     assert!(matches!(builder.build(make, |_| {}), Err(MachineError::Vcpu(VcpuError::Engine(_)))));
 }
 
 #[test]
 fn takes_no_more_devices_than_slots() {
-    let mut builder = MachineBuilder::new(memory::anonymous(64 << 20).unwrap(), Arm64::new(Arc::new(HostClock), Box::new(Quiet))).unwrap();
+    let mut builder = MachineBuilder::new(memory::anonymous(64 << 20).unwrap(), Arm64::new(Arc::new(HostClock), Box::new(Unheard))).unwrap();
     for _ in 0..layout::VIRTIO_SLOTS {
         builder.add(Rng::new()).unwrap();
     }

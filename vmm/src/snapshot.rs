@@ -395,7 +395,7 @@ fn stored(head: &Head) -> Option<u64> {
 
 /// The file of a saved machine with this head and these states, whatever they are, so that a fuzzer's get past the checksums;
 /// and how long the file must be for its RAM.
-#[cfg(any(test, feature = "fake-driver"))]
+#[cfg(any(test, feature = "testing"))]
 pub(crate) fn sealed(head: &[u8], states: &[u8]) -> (Vec<u8>, u64) {
     let mut json: serde_json::Value = serde_json::from_slice(head).unwrap_or_default();
     let number = |json: &serde_json::Value, key: &str| json.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);

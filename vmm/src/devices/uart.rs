@@ -48,6 +48,13 @@ pub trait UartSink: Send {
     fn put(&mut self, byte: u8);
 }
 
+/// Takes what nobody wants to hear.
+pub struct Unheard;
+
+impl UartSink for Unheard {
+    fn put(&mut self, _: u8) {}
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UartState {
     received: VecDeque<u8>,

@@ -8,7 +8,7 @@ use crate::board::x86_64::X86;
 use crate::board::{Board, BoardState};
 use crate::bus::Bus;
 use crate::clock::HostClock;
-use crate::devices::uart::UartSink;
+use crate::devices::uart::Unheard;
 use crate::layout::{self, Region};
 use crate::machine::{ExitReason, Machine, MachineBuilder, State};
 use crate::memory;
@@ -26,7 +26,7 @@ const LOOK_BYTES: u64 = 0x1000;
 
 /// A saved arm64 board, damaged or made up, and a guest's accesses to its interrupt controller, serial port and clock.
 pub fn arm64_board(input: &[u8]) {
-    let board = Arm64::new(Arc::new(HostClock), Box::new(Nowhere));
+    let board = Arm64::new(Arc::new(HostClock), Box::new(Unheard));
     let mut bus = Bus::default();
     board.populate(&mut bus).expect("the layout's regions do not overlap");
     let regions = [layout::GIC_DIST, layout::GIC_CPU, layout::UART, layout::RTC].map(|region| (&bus, region));
@@ -35,7 +35,7 @@ pub fn arm64_board(input: &[u8]) {
 
 /// The same for x86-64: memory-mapped chips, and ports.
 pub fn x86_board(input: &[u8]) {
-    let board = X86::new(Arc::new(HostClock), Box::new(Nowhere)).expect("threads");
+    let board = X86::new(Arc::new(HostClock), Box::new(Unheard)).expect("threads");
     let mut bus = Bus::default();
     board.populate(&mut bus).expect("the layout's regions do not overlap");
     let (parts, chips) = (board.parts(), board.chips().expect("it was made with chips"));
@@ -95,7 +95,7 @@ pub fn snapshot(input: &[u8]) {
         let _ = snapshot.verify_ram();
     }
     let order = InputOrder::default();
-    let board = Arm64::new(Arc::new(HostClock), Box::new(Nowhere));
+    let board = Arm64::new(Arc::new(HostClock), Box::new(Unheard));
     let mut builder = MachineBuilder::new(ram, board).expect("the layout's regions do not overlap");
     let added = builder.add(Gpu::new(36, 72).expect("a screen"));
     let added = added.and_then(|()| builder.add(Input::touch(36, 72, &order).expect("a panel"))).and_then(|()| builder.add(Rng::new()));
@@ -145,10 +145,4 @@ impl Vcpu for LookingCpu {
     fn restore(&mut self, _state: &[u8]) -> Result<(), VcpuError> {
         Ok(())
     }
-}
-
-struct Nowhere;
-
-impl UartSink for Nowhere {
-    fn put(&mut self, _byte: u8) {}
 }

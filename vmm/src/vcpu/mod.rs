@@ -3,7 +3,7 @@
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod saved;
-#[cfg(any(test, feature = "fake-driver"))]
+#[cfg(any(test, feature = "testing"))]
 pub mod suite;
 
 use std::sync::Arc;
@@ -46,6 +46,29 @@ pub trait Vcpu {
     fn save(&mut self) -> Result<Vec<u8>, VcpuError>;
     /// Takes up what [`Vcpu::save`] returned. The guest's counter goes on from where it stood. Only before running.
     fn restore(&mut self, state: &[u8]) -> Result<(), VcpuError>;
+}
+
+/// A vCPU of whichever kind.
+impl Vcpu for Box<dyn Vcpu> {
+    fn set_boot_state(&mut self, entry: u64, parameters: u64) -> Result<(), VcpuError> {
+        (**self).set_boot_state(entry, parameters)
+    }
+
+    fn run(&mut self) -> Result<VcpuExit, VcpuError> {
+        (**self).run()
+    }
+
+    fn handle(&self) -> Arc<dyn VcpuHandle> {
+        (**self).handle()
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, VcpuError> {
+        (**self).save()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), VcpuError> {
+        (**self).restore(state)
+    }
 }
 
 /// What any thread may do to a vCPU, at any time, running or not.

@@ -11,11 +11,12 @@ use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Vcpu, VcpuError, VcpuExit, VcpuHandle};
+use crate::boot::x86_64::put_flat_memory;
 use crate::bus::{Bus, MmioDevice};
 use crate::layout::Region;
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
 
-pub const RAM_BYTES: u64 = 64 << 20;
+const RAM_BYTES: u64 = 64 << 20;
 const STOPS: usize = 500;
 
 /// A kind of vCPU.
@@ -26,14 +27,14 @@ pub trait Subject {
         None
     }
     fn guest() -> &'static Guest;
-    /// RAM in which [`Vcpu::set_boot_state`] finds what it needs.
-    fn ram() -> GuestRam;
     /// A CPU on this RAM, with these devices.
     fn cpu(ram: GuestRam, bus: Bus) -> Self::Cpu;
 }
 
 /// Programs in an architecture's machine code. Each finds [`Guest::data`] in the register that takes the parameters' address.
 pub struct Guest {
+    /// Makes RAM in which [`Vcpu::set_boot_state`] finds what it needs.
+    pub ram: fn() -> GuestRam,
     pub code_at: u64,
     pub data: u64,
     pub function_at: u64,
@@ -55,6 +56,7 @@ pub struct Guest {
 
 /// An arm64 machine's guest.
 pub static ARM64: Guest = Guest {
+    ram: || memory::anonymous(RAM_BYTES).unwrap(),
     code_at: 0x4000_0000,
     data: 0x4004_0000,
     function_at: 0x4002_0000,
@@ -117,6 +119,11 @@ pub static ARM64: Guest = Guest {
 
 /// An x86-64 machine's guest.
 pub static X86_64: Guest = Guest {
+    ram: || {
+        let ram = memory::anonymous_x86(RAM_BYTES).unwrap();
+        put_flat_memory(&ram).unwrap();
+        ram
+    },
     code_at: 0x10_0000,
     data: 0x14_0000,
     function_at: 0x12_0000,
@@ -263,7 +270,7 @@ impl MmioDevice for Recorder {
 
 /// What is wider than a register of 32 bits may come in halves, the lower one first.
 pub fn accesses_of_each_size_reach_devices<S: Subject>() {
-    let ram = S::ram();
+    let ram = (S::guest().ram)();
     let device = Arc::new(Mutex::new(Recorder { reads: Vec::new(), written: vec![0; 40] }));
     let mut cpu = loaded::<S>(&ram, bus_with::<S>(device.clone()), S::guest().copy);
     assert_eq!(cpu.run().expect("it runs"), VcpuExit::PowerOff);
@@ -278,7 +285,7 @@ pub fn accesses_of_each_size_reach_devices<S: Subject>() {
 }
 
 pub fn a_guest_resets<S: Subject>() {
-    let mut cpu = loaded::<S>(&S::ram(), Bus::default(), S::guest().reset);
+    let mut cpu = loaded::<S>(&(S::guest().ram)(), Bus::default(), S::guest().reset);
     assert_eq!(cpu.run().expect("it runs"), VcpuExit::Reset);
 }
 
@@ -300,7 +307,7 @@ impl<S: Subject> MmioDevice for Dma<S> {
 }
 
 pub fn code_that_a_device_wrote_is_executed_anew<S: Subject + 'static>() {
-    let ram = S::ram();
+    let ram = (S::guest().ram)();
     put::<S>(&ram, S::guest().one, S::guest().function_at);
     let device = Arc::new(Mutex::new(Dma::<S> { ram: ram.clone(), cpu: None, of: std::marker::PhantomData }));
     let mut cpu = loaded::<S>(&ram, bus_with::<S>(device.clone()), S::guest().call_twice);
@@ -310,7 +317,7 @@ pub fn code_that_a_device_wrote_is_executed_anew<S: Subject + 'static>() {
 }
 
 pub fn stops_lose_and_repeat_nothing<S: Subject>() {
-    let ram = S::ram();
+    let ram = (S::guest().ram)();
     let mut cpu = loaded::<S>(&ram, Bus::default(), S::guest().count);
     let handle = cpu.handle();
     let (running, next) = channel();
@@ -332,7 +339,7 @@ pub fn stops_lose_and_repeat_nothing<S: Subject>() {
 }
 
 pub fn a_stop_before_a_run_ends_it<S: Subject>() {
-    let ram = S::ram();
+    let ram = (S::guest().ram)();
     let mut cpu = loaded::<S>(&ram, Bus::default(), S::guest().count);
     cpu.handle().stop();
     assert_eq!(cpu.run().expect("it runs"), VcpuExit::Stopped);
@@ -359,7 +366,7 @@ fn run_until_counted<S: Subject>(cpu: &mut S::Cpu, ram: &GuestRam, goal: u64) {
 }
 
 pub fn an_idle_guest_hears_a_stop_and_uses_no_time<S: Subject>() {
-    let mut cpu = loaded::<S>(&S::ram(), Bus::default(), S::guest().idle);
+    let mut cpu = loaded::<S>(&(S::guest().ram)(), Bus::default(), S::guest().idle);
     let handle = cpu.handle();
     let used = || nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).expect("Linux has this clock");
     let before = used();
@@ -376,7 +383,7 @@ pub fn an_idle_guest_hears_a_stop_and_uses_no_time<S: Subject>() {
 }
 
 pub fn a_saved_cpu_goes_on_in_another<S: Subject>() {
-    let ram = S::ram();
+    let ram = (S::guest().ram)();
     let mut first = loaded::<S>(&ram, Bus::default(), S::guest().count);
     run_until_counted::<S>(&mut first, &ram, 1000);
     let state = first.save().expect("a stopped CPU is saved");
@@ -391,7 +398,7 @@ pub fn a_saved_cpu_goes_on_in_another<S: Subject>() {
 }
 
 pub fn a_foreign_or_damaged_state_is_refused<S: Subject>() {
-    let ram = S::ram();
+    let ram = (S::guest().ram)();
     let mut cpu = loaded::<S>(&ram, Bus::default(), S::guest().count);
     let state = cpu.save().expect("a fresh CPU is saved");
     let mut other = S::cpu(ram, Bus::default());
@@ -414,7 +421,7 @@ fn identity(state: &[u8]) -> String {
 }
 
 pub fn the_handle_outlives_the_cpu<S: Subject>() {
-    let cpu = loaded::<S>(&S::ram(), Bus::default(), S::guest().count);
+    let cpu = loaded::<S>(&(S::guest().ram)(), Bus::default(), S::guest().count);
     let handle = cpu.handle();
     drop(cpu);
     handle.set_irq(true);

@@ -30,12 +30,12 @@
 
 pub mod block;
 pub mod console;
-#[cfg(any(test, feature = "fake-driver"))]
+#[cfg(any(test, feature = "testing"))]
 pub mod fake_driver;
 pub mod fs;
 pub mod gpu;
 mod guest;
-#[cfg(any(test, feature = "fake-driver"))]
+#[cfg(any(test, feature = "testing"))]
 pub mod hostile_driver;
 pub mod input;
 mod interrupt;

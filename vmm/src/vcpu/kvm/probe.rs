@@ -13,7 +13,7 @@ use super::{Kvm, KvmCpu, KvmError};
 use crate::board::x86_64::X86;
 use crate::boot::x86_64::put_flat_memory;
 use crate::clock::HostClock;
-use crate::devices::uart::UartSink;
+use crate::devices::uart::Unheard;
 use crate::memory::{self, MemoryError};
 use crate::vcpu::{Vcpu, VcpuError, VcpuExit};
 
@@ -76,12 +76,6 @@ pub fn probe(kvm: &Kvm) -> Result<(), Unable> {
         VcpuExit::PowerOff => Ok(()),
         other => Err(Unable::Strange(other)),
     }
-}
-
-struct Unheard;
-
-impl UartSink for Unheard {
-    fn put(&mut self, _: u8) {}
 }
 
 /// Takes the table at rsi, interrupts itself, and powers off.

@@ -4,17 +4,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::board::x86_64::X86;
-use crate::boot::x86_64::put_flat_memory;
 use crate::clock::HostClock;
-use crate::devices::uart::UartSink;
-use crate::memory;
+use crate::devices::uart::Unheard;
 use crate::vcpu::suite::{self, Guest, Subject};
-
-struct Unheard;
-
-impl UartSink for Unheard {
-    fn put(&mut self, _: u8) {}
-}
 
 struct OnKvm;
 
@@ -28,12 +20,6 @@ impl Subject for OnKvm {
 
     fn guest() -> &'static Guest {
         &suite::X86_64
-    }
-
-    fn ram() -> GuestRam {
-        let ram = memory::anonymous_x86(suite::RAM_BYTES).unwrap();
-        put_flat_memory(&ram).unwrap();
-        ram
     }
 
     fn cpu(ram: GuestRam, bus: Bus) -> KvmCpu {
@@ -53,7 +39,7 @@ fn counting() -> Option<(GuestRam, KvmCpu)> {
         eprintln!("skipped: {reason}");
         return None;
     }
-    let ram = OnKvm::ram();
+    let ram = (OnKvm::guest().ram)();
     ram.write_slice(OnKvm::guest().count, GuestAddress(OnKvm::guest().code_at)).unwrap();
     let mut cpu = OnKvm::cpu(ram.clone(), Bus::default());
     cpu.set_boot_state(OnKvm::guest().code_at, OnKvm::guest().data).unwrap();
