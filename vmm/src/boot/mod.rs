@@ -3,6 +3,7 @@
 mod acpi;
 pub mod arm64;
 mod devicetree;
+mod vmlinux;
 pub mod x86_64;
 
 use std::fs::File;

@@ -1,14 +1,14 @@
 //! Loads an x86-64 Linux kernel, its initramfs, boot_params, page tables and ACPI tables into guest RAM.
 //!
-//! The kernel is a bzImage with a 64-bit entry, as in Linux's `Documentation/x86/boot.rst`; it unpacks itself. Where things lie
-//! is drawn in [`crate::layout::x86_64`].
+//! The kernel is a bzImage with a 64-bit entry, as in Linux's `Documentation/x86/boot.rst`, which unpacks itself, or the ELF file that
+//! it unpacks, which spares an emulated CPU the work. Where things lie is drawn in [`crate::layout::x86_64`].
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{BootEntry, BootError, acpi, check_cmdline, copy, load_initramfs, open};
+use super::{BootEntry, BootError, acpi, check_cmdline, copy, load_initramfs, open, vmlinux};
 use crate::layout::x86_64 as layout;
 use crate::memory::{self, GuestRam};
 
@@ -47,7 +47,7 @@ pub struct BootSource<'a> {
 pub fn load(ram: &GuestRam, source: &BootSource) -> Result<BootEntry, BootError> {
     check_cmdline(source.cmdline)?;
     let (_, ram_size) = memory::extent(ram);
-    let (kernel, kernel_end, header) = load_kernel(ram, source.kernel, ram_size)?;
+    let (entry, kernel_end, header) = load_kernel(ram, source.kernel, ram_size)?;
     let initramfs = source.initramfs.map(|path| load_initramfs(ram, path, kernel_end)).transpose()?;
 
     let put = |what, bytes: &[u8], at| ram.write_slice(bytes, GuestAddress(at)).map_err(|source| BootError::Ram { what, source });
@@ -56,7 +56,7 @@ pub fn load(ram: &GuestRam, source: &BootSource) -> Result<BootEntry, BootError>
     put("the ACPI tables", &acpi::tables(source.virtio_slots), layout::FIRMWARE)?;
     put("the seed", &seed(&source.rng_seed), layout::SETUP_DATA)?;
     put("boot_params", &boot_params(&header, initramfs, ram_size), layout::BOOT_PARAMS)?;
-    Ok(BootEntry { kernel: kernel + ENTRY_64, parameters: layout::BOOT_PARAMS })
+    Ok(BootEntry { kernel: entry, parameters: layout::BOOT_PARAMS })
 }
 
 /// Puts page tables and segments that [`crate::vcpu::Vcpu::set_boot_state`] expects: the first 4 GiB, each address mapped to itself.
@@ -71,7 +71,6 @@ fn check_header(header: &[u8; HEADER_BYTES]) -> Result<(), &'static str> {
     if &header[0x202..0x206] != b"HdrS" {
         return Err(match header {
             [0x1f, 0x8b, ..] => "it is compressed with gzip; unpack it first",
-            [0x7f, b'E', b'L', b'F', ..] => "it is an ELF file (a vmlinux?)",
             _ if &header[56..60] == b"ARM\x64" => "it is an arm64 kernel",
             [b'M', b'Z', ..] => "it is an EFI program or a kernel of another architecture",
             _ => "it has no x86 boot header",
@@ -94,7 +93,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
 }
 
-/// Returns where the kernel begins, the first address after the memory that it takes, and its header.
+/// Returns where the kernel is entered, the first address after the memory that it takes, and its header.
 fn load_kernel(ram: &GuestRam, path: &Path, ram_size: u64) -> Result<(u64, u64, [u8; HEADER_BYTES]), BootError> {
     let failed = |source| BootError::Read { what: "kernel", path: path.into(), source };
     let (mut file, bytes) = open(path).map_err(failed)?;
@@ -103,6 +102,10 @@ fn load_kernel(ram: &GuestRam, path: &Path, ram_size: u64) -> Result<(u64, u64, 
     }
     let mut header = [0; HEADER_BYTES];
     file.read_exact(&mut header).map_err(failed)?;
+    if header.starts_with(vmlinux::MAGIC) {
+        let (entry, end) = vmlinux::load(ram, path, &mut file, ram_size)?;
+        return Ok((entry, end, unpacked_header()));
+    }
     check_header(&header).map_err(|found| BootError::ForeignKernel { path: path.into(), wanted: WANTED, found })?;
 
     // A file from before setup_sects was written has four.
@@ -119,7 +122,21 @@ fn load_kernel(ram: &GuestRam, path: &Path, ram_size: u64) -> Result<(u64, u64, 
     let end = end.ok_or_else(|| BootError::TooLarge { what: "kernel", path: path.into(), bytes: taken, ram: ram_size })?;
     file.seek(SeekFrom::Start(setup_bytes)).map_err(failed)?;
     copy(ram, "kernel", path, &mut file, length, preferred)?;
-    Ok((preferred, end, header))
+    Ok((preferred + ENTRY_64, end, header))
+}
+
+/// What a kernel that was unpacked before looks at in the header that it no longer has.
+fn unpacked_header() -> [u8; HEADER_BYTES] {
+    const LOADED_HIGH: u8 = 1;
+    let mut header = [0; HEADER_BYTES];
+    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1fe, &[0x55, 0xaa]);
+    // A jump over all of it.
+    put(0x200, &[0xeb, (HEADER_BYTES - 0x202) as u8]);
+    put(0x202, b"HdrS");
+    put(0x206, &PROTOCOL_MIN.to_le_bytes());
+    put(0x211, &[LOADED_HIGH]);
+    header
 }
 
 /// boot_params, the "zero page" (`Documentation/x86/zero-page.rst`).

@@ -101,3 +101,54 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(error, BootError::Cmdline(2048)));
     assert!(memory::anonymous_x86(4 << 30).is_err());
 }
+
+/// A vmlinux of one segment of 3000 bytes and as many zeros, and one that is not loaded.
+fn unpacked(edit: impl FnOnce(&mut Vec<u8>)) -> tempfile::NamedTempFile {
+    let mut bytes = vec![0; 64 + 2 * 56];
+    bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    bytes[18] = 62;
+    bytes[24..32].copy_from_slice(&(KERNEL_AT + 16).to_le_bytes());
+    bytes[32] = 64;
+    bytes[54] = 56;
+    bytes[56] = 2;
+    bytes[64] = 1;
+    for (at, value) in [(8, 64 + 2 * 56_u64), (24, KERNEL_AT), (32, 3000), (40, 6000)] {
+        bytes[64 + at..64 + at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    bytes[120] = 4;
+    bytes.extend_from_slice(&[0x90; 3000]);
+    edit(&mut bytes);
+    file(&bytes)
+}
+
+#[test]
+fn an_unpacked_kernel_is_entered_where_it_says() {
+    let ram = memory::anonymous_x86(64 * MIB).unwrap();
+    let kernel = unpacked(|_| ());
+    let entry = load(&ram, &source(kernel.path(), None)).unwrap();
+    assert_eq!(entry, BootEntry { kernel: KERNEL_AT + 16, parameters: layout::BOOT_PARAMS });
+    let byte = |at: u64| ram.read_obj::<u8>(GuestAddress(at)).unwrap();
+    assert_eq!([KERNEL_AT, KERNEL_AT + 2999, KERNEL_AT + 3000].map(byte), [0x90, 0x90, 0]);
+    let params = layout::BOOT_PARAMS;
+    assert_eq!(ram.read_obj::<u32>(GuestAddress(params + 0x202)).unwrap(), u32::from_le_bytes(*b"HdrS"));
+    assert_eq!(ram.read_obj::<u32>(GuestAddress(params + 0x228)).unwrap(), layout::COMMAND_LINE as u32);
+}
+
+#[test]
+fn foreign_and_damaged_unpacked_kernels_are_named() {
+    let error = |edit: fn(&mut Vec<u8>)| {
+        let kernel = unpacked(edit);
+        load(&memory::anonymous_x86(64 * MIB).unwrap(), &source(kernel.path(), None)).unwrap_err().to_string()
+    };
+    assert!(error(|bytes| bytes[18] = 183).contains("another machine"));
+    assert!(error(|bytes| bytes[56] = 0).contains("0 segments"));
+    assert!(error(|bytes| bytes[57] = 1).contains("258 segments"));
+    assert!(error(|bytes| bytes[39] = 0xff).contains("cannot read kernel"));
+    assert!(error(|bytes| bytes[64 + 31] = 0xff).contains("does not fit guest RAM"));
+    assert!(error(|bytes| bytes[64 + 27] = 0).contains("does not fit guest RAM"));
+    assert!(error(|bytes| bytes[64 + 45] = 1).contains("does not fit guest RAM"));
+    assert!(error(|bytes| bytes[64 + 15] = 0xff).contains("a segment has"));
+    assert!(error(|bytes| bytes[64 + 34] = 1).contains("a segment has"));
+    assert!(error(|bytes| bytes[27] = 2).contains("in none of its segments"));
+    assert!(error(|bytes| bytes[64] = 4).contains("in none of its segments"));
+}
