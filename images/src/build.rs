@@ -9,7 +9,7 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 
 use crate::image::{self, BuiltManifest, Image, Piece, Pieces};
-use crate::manifest::{Lock, Manifest};
+use crate::manifest::{Architecture, Lock, Manifest};
 use crate::overlay::GuestPrograms;
 use crate::packages::{self, Debs, sha256_of};
 use crate::tree::{Node, Tree, merged_usr};
@@ -28,29 +28,25 @@ const BUILDER: [&str; 8] = [
 ];
 /// How much of the hash names the image's folder.
 const HASH_DIGITS: usize = 12;
-/// Where the cross builds put our programs, below the cache directory.
-const GUEST_TARGET: &str = "target-arm64/aarch64-unknown-linux-gnu/debug";
+/// Where `scripts/setup` puts the programs for guests, below the cache directory.
+const GUEST_DIR: &str = "guest";
 
-/// Our own programs for the guest: static arm64 binaries.
+/// Our own programs for guests: static binaries, in a folder for each architecture that has Rust's name of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestBinaries {
-    pub handset: PathBuf,
-    pub agent: PathBuf,
-    pub gate: PathBuf,
-}
+pub struct GuestBinaries(PathBuf);
 
 impl GuestBinaries {
-    /// Where the cross build leaves them for this cache directory.
+    /// Where `scripts/setup` puts them for this cache directory.
     pub fn in_cache(cache_dir: &Path) -> GuestBinaries {
-        GuestBinaries::in_dir(&cache_dir.join(GUEST_TARGET))
+        GuestBinaries::in_dir(&cache_dir.join(GUEST_DIR))
     }
 
     pub fn in_dir(dir: &Path) -> GuestBinaries {
-        GuestBinaries {
-            handset: dir.join("handset"),
-            agent: dir.join("pollux-agent"),
-            gate: dir.join("gate"),
-        }
+        GuestBinaries(dir.to_owned())
+    }
+
+    fn path(&self, architecture: Architecture, program: &str) -> PathBuf {
+        self.0.join(architecture.target()).join(program)
     }
 }
 
@@ -88,7 +84,10 @@ pub fn relock(name: &str) -> Result<Lock> {
 pub fn build(name: &str, options: &Options, progress: Progress<'_>) -> Result<Image> {
     let (manifest, carried) = Manifest::carried(name)?;
     let lock = options.lock.clone().unwrap_or(carried);
-    let guest = options.guest.as_ref().map(read_guest).transpose()?;
+    let guest = options.guest.as_ref();
+    let guest = guest
+        .map(|binaries| Guest::read(binaries, manifest.architecture))
+        .transpose()?;
     let images = options.cache_dir.join("images");
 
     let hash = input_hash(&manifest, &lock, guest.as_ref());
@@ -166,43 +165,46 @@ fn publish(images: &Path, name: &str, folder: &str) -> Result<()> {
 
 /// The guest's programs as built; they are stripped only if an image is really made.
 struct Guest {
-    binaries: GuestBinaries,
-    hashes: [String; 3],
+    handset: Program,
+    agent: Program,
+    gate: Program,
 }
 
-fn read_guest(binaries: &GuestBinaries) -> Result<Guest> {
-    let hash = |program, package: &str, path: &Path| match File::open(path) {
-        Ok(file) => sha256_of(file).map_err(|source| BuildError::io("read", path, source)),
-        Err(_) => Err(BuildError::GuestProgramMissing {
+struct Program {
+    path: PathBuf,
+    hash: String,
+}
+
+impl Guest {
+    fn read(binaries: &GuestBinaries, architecture: Architecture) -> Result<Guest> {
+        let read = |program| Program::read(binaries.path(architecture, program), program);
+        Ok(Guest {
+            handset: read("handset")?,
+            agent: read("pollux-agent")?,
+            gate: read("gate")?,
+        })
+    }
+
+    fn hashes(&self) -> [&str; 3] {
+        [&self.handset.hash, &self.agent.hash, &self.gate.hash]
+    }
+}
+
+impl Program {
+    fn read(path: PathBuf, program: &'static str) -> Result<Program> {
+        let file = File::open(&path).map_err(|_| BuildError::GuestProgramMissing {
             program,
-            path: path.to_owned(),
-            command: cross_build_command(package),
-        }),
-    };
-    let hashes = [
-        hash("handset", "handset", &binaries.handset)?,
-        hash("agent", "sync-agent", &binaries.agent)?,
-        hash("gate", "gate", &binaries.gate)?,
-    ];
-    Ok(Guest {
-        binaries: binaries.clone(),
-        hashes,
-    })
-}
-
-fn cross_build_command(package: &str) -> String {
-    format!(
-        "RUSTC=/usr/bin/rustc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
-         RUSTFLAGS=\"-C target-feature=+crt-static\" CARGO_TARGET_DIR={} \
-         cargo build -p {package} --target aarch64-unknown-linux-gnu",
-        cache_dir().join("target-arm64").display()
-    )
+            path: path.clone(),
+        })?;
+        let hash = sha256_of(file).map_err(|source| BuildError::io("read", &path, source))?;
+        Ok(Program { path, hash })
+    }
 }
 
 fn input_hash(manifest: &Manifest, lock: &Lock, guest: Option<&Guest>) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("{BUILDER:?}\n{manifest:?}\n{}\n", lock.to_text()));
-    hasher.update(format!("{:?}\n", guest.map(|guest| &guest.hashes)));
+    hasher.update(format!("{:?}\n", guest.map(Guest::hashes)));
     hasher.update(format!("{:?}\n{:?}\n", initramfs::FILES, overlay::FILES));
     hex::encode(hasher.finalize())
 }
@@ -266,7 +268,7 @@ impl Inputs<'_> {
         let sealed = BuiltManifest {
             name: manifest.name.clone(),
             hash: hash.to_owned(),
-            architecture: manifest.architecture.clone(),
+            architecture: manifest.architecture,
             os: manifest.os.clone(),
             os_version: manifest.os_version.clone(),
             ram_mib: manifest.ram_mib,
@@ -339,7 +341,7 @@ impl Inputs<'_> {
         struct Identity<'a> {
             name: &'a str,
             hash: &'a str,
-            architecture: &'a str,
+            architecture: &'a Architecture,
             os: &'a str,
             os_version: &'a str,
             sync: &'a crate::manifest::Sync,
@@ -367,27 +369,28 @@ impl Inputs<'_> {
         let Some(guest) = &self.guest else {
             return Ok(None);
         };
-        let strip = |path: &Path| stripped(path, scratch);
+        let architecture = self.manifest.architecture;
+        let strip = |program: &Program| stripped(&program.path, architecture, scratch);
         Ok(Some(GuestPrograms {
-            handset: strip(&guest.binaries.handset)?,
-            agent: strip(&guest.binaries.agent)?,
-            gate: strip(&guest.binaries.gate)?,
+            handset: strip(&guest.handset)?,
+            agent: strip(&guest.agent)?,
+            gate: strip(&guest.gate)?,
         }))
     }
 }
 
 /// The program without its symbols: a third of the size, and all that a phone needs.
-fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
-    const STRIP: &str = "aarch64-linux-gnu-strip";
+fn stripped(program: &Path, architecture: Architecture, scratch: &Path) -> Result<Vec<u8>> {
+    let strip = format!("{}-strip", architecture.triplet());
     let target = scratch.join("stripped");
-    let output = Command::new(STRIP)
+    let output = Command::new(&strip)
         .args(["--strip-all", "--enable-deterministic-archives", "-o"])
         .args([&target, program])
         .output()
-        .map_err(|source| BuildError::tool(STRIP, source))?;
+        .map_err(|source| BuildError::tool(&strip, source))?;
     if !output.status.success() {
         let what = format!(
-            "{STRIP} {}: {}",
+            "{strip} {}: {}",
             program.display(),
             String::from_utf8_lossy(&output.stderr).trim()
         );

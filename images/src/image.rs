@@ -4,7 +4,7 @@
 //! $POLLUX_CACHE/images/handset-arm64            -> handset-arm64-<hash12>, the one built last
 //! $POLLUX_CACHE/images/handset-arm64-<hash12>/
 //!     manifest.toml     written last: its presence means the build was completed
-//!     kernel            raw arm64 Image
+//!     kernel            raw Image on arm64, ELF file (vmlinux) on amd64
 //!     initramfs.cpio    plain cpio
 //!     base.tar          the base tree, sorted, one time for all files
 //!     base/             the same, unpacked
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{Display, Sync};
+use crate::manifest::{Architecture, Display, Sync};
 use crate::packages::sha256_of;
 
 pub(crate) const MANIFEST: &str = "manifest.toml";
@@ -41,7 +41,7 @@ pub struct BuiltManifest {
     pub name: String,
     /// SHA-256 over all inputs, in hex; equal inputs make an equal image.
     pub hash: String,
-    pub architecture: String,
+    pub architecture: Architecture,
     pub os: String,
     pub os_version: String,
     pub ram_mib: u32,

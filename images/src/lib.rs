@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 pub use build::{GuestBinaries, Options, build, cache_dir, relock};
 pub use image::{BuiltManifest, Image, ImageError, Piece, Pieces};
-pub use manifest::{Display, Exclude, Lock, LockedPackage, Manifest, Sync};
+pub use manifest::{Architecture, Display, Exclude, Lock, LockedPackage, Manifest, Sync};
 
 /// Takes one line of progress at a time.
 pub type Progress<'a> = &'a dyn Fn(&str);
@@ -46,11 +46,10 @@ pub enum BuildError {
     Apt { what: String },
     #[error("package {}: {what}", path.display())]
     Package { path: PathBuf, what: String },
-    #[error("the guest's {program} is not at {}; build it with:\n  {command}", path.display())]
+    #[error("the guest's {program} is not at {}; `scripts/setup` builds it", path.display())]
     GuestProgramMissing {
         program: &'static str,
         path: PathBuf,
-        command: String,
     },
     #[error("{what}")]
     Tool {

@@ -22,7 +22,7 @@ enum Command {
         /// Where packages and images are kept.
         #[arg(long, env = "POLLUX_CACHE", default_value_os_t = image_builder::cache_dir())]
         cache: PathBuf,
-        /// Folder of the cross-built guest programs `handset` and `pollux-agent`.
+        /// Folder of the guest programs `handset`, `pollux-agent` and `gate`, in it one for each architecture by Rust's name.
         #[arg(long, env = "POLLUX_GUEST_BIN")]
         guest: Option<PathBuf>,
         /// Leave out handset and agent: a system to try machines with.

@@ -7,19 +7,25 @@ use serde::{Deserialize, Serialize};
 use crate::{BuildError, Result};
 
 /// The manifests this crate carries: name, manifest, lock.
-const CARRIED: &[(&str, &str, &str)] = &[(
-    "handset-arm64",
-    include_str!("../manifests/handset-arm64.toml"),
-    include_str!("../manifests/handset-arm64.lock"),
-)];
+const CARRIED: &[(&str, &str, &str)] = &[
+    (
+        "handset-amd64",
+        include_str!("../manifests/handset-amd64.toml"),
+        include_str!("../manifests/handset-amd64.lock"),
+    ),
+    (
+        "handset-arm64",
+        include_str!("../manifests/handset-arm64.toml"),
+        include_str!("../manifests/handset-arm64.lock"),
+    ),
+];
 
 /// One image as `images/manifests/NAME.toml` describes it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     pub name: String,
-    /// Debian's name of the guest's architecture.
-    pub architecture: String,
+    pub architecture: Architecture,
     pub os: String,
     pub os_version: String,
     pub ram_mib: u32,
@@ -32,6 +38,39 @@ pub struct Manifest {
     #[serde(rename = "package")]
     pub packages: Vec<Package>,
     pub sync: Sync,
+}
+
+/// What the guest's CPU is, by Debian's name.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    Amd64,
+    Arm64,
+}
+
+impl Architecture {
+    pub fn name(self) -> &'static str {
+        match self {
+            Architecture::Amd64 => "amd64",
+            Architecture::Arm64 => "arm64",
+        }
+    }
+
+    /// As compilers and linkers have it before their names.
+    pub(crate) fn triplet(self) -> &'static str {
+        match self {
+            Architecture::Amd64 => "x86_64-linux-gnu",
+            Architecture::Arm64 => "aarch64-linux-gnu",
+        }
+    }
+
+    /// Rust's name.
+    pub(crate) fn target(self) -> &'static str {
+        match self {
+            Architecture::Amd64 => "x86_64-unknown-linux-gnu",
+            Architecture::Arm64 => "aarch64-unknown-linux-gnu",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]

@@ -100,10 +100,10 @@ pub(crate) fn fetch(
 pub(crate) fn lock_present(manifest: &Manifest) -> Result<Lock> {
     let mut packages = vec![candidate(
         &kernel_package(manifest)?,
-        &manifest.architecture,
+        manifest.architecture.name(),
     )?];
     for package in &manifest.packages {
-        packages.push(candidate(&package.name, &manifest.architecture)?);
+        packages.push(candidate(&package.name, manifest.architecture.name())?);
     }
     Ok(Lock { packages })
 }
@@ -162,7 +162,7 @@ impl Mirror<'_> {
         } else {
             package.name.clone()
         };
-        candidate(&name, &self.manifest.architecture)
+        candidate(&name, self.manifest.architecture.name())
     }
 }
 
@@ -242,7 +242,7 @@ fn download(packages: &[&LockedPackage], dir: &Path) -> Result<()> {
 }
 
 fn kernel_package(manifest: &Manifest) -> Result<String> {
-    let stanza = apt_show(&manifest.kernel.metapackage, &manifest.architecture)?;
+    let stanza = apt_show(&manifest.kernel.metapackage, manifest.architecture.name())?;
     let depends = field(&stanza, "Depends").unwrap_or_default();
     depends
         .split([' ', ',', ':'])
