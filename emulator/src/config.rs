@@ -16,6 +16,8 @@
 //!   "base": null,
 //!   "verify": false }
 //! ```
+//! The CPU's model decides which machine it is: arm64 (`cortex-a53`, `cortex-a57`, `cortex-a72`, emulated) or x86-64: `qemu64`
+//! is emulated, `host` is the host's own by KVM, and `x86-64` is the latter where KVM runs guests and else the former, which is slow.
 //! `image`, `control_socket` and `rfb_socket` must be there; the rest has the defaults that [`TwinConfig`] names. An unknown key is
 //! an error. The process listens on `control_socket` and `rfb_socket` and connects to all others when it boots or
 //! restores. With `restore`, the machine begins as saved in that file, paused - with `base`, if it was saved as what differs from it;
@@ -27,6 +29,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::cpu::CpuModel;
+use crate::processor::Model;
 
 /// A Unix socket's path is cut at this length by the kernel's `sockaddr_un`.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -111,22 +114,15 @@ impl Default for DisplayConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CpuConfig {
-    #[serde(deserialize_with = "cpu_model")]
-    pub model: CpuModel,
+    pub model: Model,
+    /// Room for translated code; KVM needs none.
     pub tcg_buffer_mib: u64,
 }
 
 impl Default for CpuConfig {
     fn default() -> Self {
-        Self { model: CpuModel::CortexA53, tcg_buffer_mib: 32 }
+        Self { model: Model::Arm64(CpuModel::CortexA53), tcg_buffer_mib: 32 }
     }
-}
-
-/// Accepts the names of [`CpuModel`].
-fn cpu_model<'de, D: serde::Deserializer<'de>>(from: D) -> Result<CpuModel, D::Error> {
-    let name = String::deserialize(from)?;
-    let known = || CpuModel::ALL.map(CpuModel::name).join(", ");
-    CpuModel::by_name(&name).ok_or_else(|| serde::de::Error::custom(format!("CPU model {name:?}; there are {}", known())))
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -267,7 +263,7 @@ mod tests {
     fn what_is_left_out_has_defaults() {
         let config = parse(&minimal()).unwrap();
         assert_eq!((config.ram_bytes(), config.display.width, config.display.height), (256 << 20, 360, 720));
-        assert_eq!((config.cpu.model, config.cpu.tcg_buffer_mib), (CpuModel::CortexA53, 32));
+        assert_eq!((config.cpu.model, config.cpu.tcg_buffer_mib), (Model::Arm64(CpuModel::CortexA53), 32));
         assert!(config.flash.is_none() && config.net.is_none() && config.restore.is_none() && !config.verify);
     }
 
@@ -298,7 +294,7 @@ mod tests {
             ("ram_mib", json!(63), "ram_mib is 63"),
             ("ram_mib", json!(65), "ram_mib is 65"),
             ("display", json!({"width": 0, "height": 720}), "display side of 0"),
-            ("cpu", json!({"model": "z80"}), "CPU model \"z80\"; there are cortex-a53"),
+            ("cpu", json!({"model": "z80"}), "CPU model \"z80\"; there are cortex-a53, cortex-a57, cortex-a72, x86-64, qemu64, host"),
             ("cpu", json!({"tcg_buffer_mib": 0}), "tcg_buffer_mib is 0"),
             ("net", json!({"mac": "02:00", "socket": "/n"}), "MAC address"),
             ("net", json!({"mac": "01:00:00:00:00:00", "socket": "/n"}), "unicast"),

@@ -7,6 +7,7 @@ pub mod config;
 pub mod cpu;
 mod engine;
 mod handle;
+pub mod processor;
 mod psci;
 mod timer;
 pub mod x86;

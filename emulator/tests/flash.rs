@@ -9,10 +9,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use flash::{Flashes, TwinView, fuse};
+use image_builder::Image;
 use serde_json::json;
 use store::Store;
 
-use process::{BACK, NOTES, PATIENCE, Twin, add_to_cmdline, image};
+use process::{AMD64, ARM64, BACK, NOTES, PATIENCE, Twin, add_to_cmdline, image};
 
 /// Serves the view to whoever connects, for as long as the test runs.
 fn serve(socket: &Path, view: TwinView) {
@@ -25,18 +26,27 @@ fn serve(socket: &Path, view: TwinView) {
     });
 }
 
-fn view() -> TwinView {
+fn view(image: &Image) -> TwinView {
     let flashes = Flashes::new(Store::memory(), 16 << 20);
-    let base = flashes.import_base(&image().base_tar()).unwrap();
+    let base = flashes.import_base(&image.base_tar()).unwrap();
     TwinView::new(flashes.open(&"phone-1".to_owned().try_into().unwrap(), Some(base)).unwrap())
 }
 
 #[test]
 fn a_twin_lives_on_its_flash_and_is_restored_with_it() {
+    lives_on_its_flash(&image(ARM64));
+}
+
+#[test]
+fn an_x86_64_twin_lives_on_its_flash_and_is_restored_with_it() {
+    lives_on_its_flash(&image(AMD64));
+}
+
+fn lives_on_its_flash(image: &Image) {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("flash.sock");
-    serve(&socket, view());
-    let mut twin = Twin::start(dir.path(), |config| {
+    serve(&socket, view(image));
+    let mut twin = Twin::start(dir.path(), image, |config| {
         config["flash"] = json!({"tag": "flash", "socket": socket});
         add_to_cmdline(config, "pollux.root=virtiofs:flash");
     });
@@ -54,7 +64,7 @@ fn a_twin_lives_on_its_flash_and_is_restored_with_it() {
     assert!(twin.ended().success());
 
     // Its files are still attached: what it opens now it finds.
-    let mut twin = Twin::start(dir.path(), |config| {
+    let mut twin = Twin::start(dir.path(), image, |config| {
         config["flash"] = json!({"tag": "flash", "socket": socket});
         config["restore"] = json!(saved);
     });
@@ -116,13 +126,14 @@ fn who(twin: &mut Twin) -> Vec<String> {
 fn clones_of_a_machine_saved_at_the_gate_are_individuals() {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().join("base");
+    let image = image(ARM64);
     let start = |phone: &str, restore: bool| {
         let folder = dir.path().join(phone);
         std::fs::create_dir(&folder).unwrap();
         let [flash, gate, net] = ["flash.sock", "gate.sock", "net.sock"].map(|name| folder.join(name));
-        serve(&flash, view());
+        serve(&flash, view(&image));
         let listeners = [&gate, &net].map(|socket| UnixListener::bind(socket).unwrap());
-        let twin = Twin::start(&folder, |config| {
+        let twin = Twin::start(&folder, &image, |config| {
             config["flash"] = json!({"tag": "flash", "socket": flash});
             config["ports"] = json!([{"name": GATE, "socket": gate}]);
             config["net"] = json!({"mac": "02:00:00:00:00:01", "socket": net});

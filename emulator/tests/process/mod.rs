@@ -1,14 +1,13 @@
-//! `pollux-twin` as the appliance uses it: a process with a configuration and a control socket, and the reference phone to run
+//! `pollux-twin` as the appliance uses it: a process with a configuration and a control socket, and the reference phones to run
 //! in it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use image_builder::{GuestBinaries, Image, Options};
+use image_builder::{Architecture, GuestBinaries, Image, Options};
 use serde_json::{Value, json};
 
 /// Long enough for a host under load; a hanging twin fails by it.
@@ -19,16 +18,17 @@ const SETTLED_MS: u64 = 1500;
 pub(crate) const NOTES: (u16, u16) = (303, 626);
 pub(crate) const BACK: (u16, u16) = (40, 701);
 
-/// The reference phone's image: as built, or built now.
-pub(crate) fn image() -> &'static Image {
-    static IMAGE: OnceLock<Image> = OnceLock::new();
-    IMAGE.get_or_init(|| {
-        let cache_dir = image_builder::cache_dir();
-        Image::latest(&cache_dir, "handset-arm64").unwrap_or_else(|_| {
-            let guest = Some(GuestBinaries::in_cache(&cache_dir));
-            let options = Options { cache_dir, guest, lock: None };
-            image_builder::build("handset-arm64", &options, &|line| println!("{line}")).expect("scripts/setup prepares what images need")
-        })
+/// The reference phones.
+pub(crate) const ARM64: &str = "handset-arm64";
+pub(crate) const AMD64: &str = "handset-amd64";
+
+/// A phone's image: as built, or built now.
+pub(crate) fn image(name: &str) -> Image {
+    let cache_dir = image_builder::cache_dir();
+    Image::latest(&cache_dir, name).unwrap_or_else(|_| {
+        let guest = Some(GuestBinaries::in_cache(&cache_dir));
+        let options = Options { cache_dir, guest, lock: None };
+        image_builder::build(name, &options, &|line| println!("{line}")).expect("scripts/setup prepares what images need")
     })
 }
 
@@ -42,10 +42,14 @@ pub(crate) struct Twin {
 }
 
 impl Twin {
-    /// Starts the process in `folder`, without disk or flash; `change` adjusts its configuration.
-    pub(crate) fn start(folder: &Path, change: impl FnOnce(&mut Value)) -> Self {
-        let image = image();
+    /// Starts the process in `folder` with a phone that has neither disk nor flash; `change` adjusts its configuration.
+    pub(crate) fn start(folder: &Path, image: &Image, change: impl FnOnce(&mut Value)) -> Self {
+        let model = match image.manifest().architecture {
+            Architecture::Amd64 => "x86-64",
+            Architecture::Arm64 => "cortex-a53",
+        };
         let mut config = json!({
+            "cpu": {"model": model},
             "image": {"kernel": image.kernel(), "initramfs": image.initramfs(), "cmdline": image.manifest().kernel_cmdline},
             "ram_mib": 256,
             "console_log": folder.join("console.log"),

@@ -8,7 +8,7 @@
 //! | `boot` `pause` `resume` `stop` | | |
 //! | `save` | `path`, `whole` (true) | `differs`: only what differs from its base was written |
 //! | `restore` | `path`, `base` (null), `verify` (false) | |
-//! | `status` | | `state`, `reason`, `guest_uptime_ms`, `guest_us` (its clock; null if not known), `width`, `height`, `generation`, `build` |
+//! | `status` | | `state`, `reason`, `guest_uptime_ms`, `guest_us` (its clock; null if not known), `width`, `height`, `generation`, `build`, `cpu`: which, and how fast it is run |
 //! | `input` | `device` (`keyboard`, `touch`), `events` ([[type, code, value], ...]) | |
 //! | `input_drained` | | `drained`: the guest's drivers have taken all input |
 //! | `screen` | `png` (false) | `width`, `height`, `generation`, `sha256`, `png_base64` |
@@ -268,7 +268,7 @@ impl Client {
         let (width, height, generation) = self.twin.screen.look(|f| (f.width(), f.height(), f.generation()));
         json!({
             "state": word, "reason": reason, "guest_uptime_ms": run_time.as_millis() as u64, "guest_us": micros(self.twin.vcpu().ok().and_then(|vcpu| vcpu.guest_time())),
-            "width": width, "height": height, "generation": generation, "build": Twin::build(),
+            "width": width, "height": height, "generation": generation, "build": Twin::build(), "cpu": self.twin.processor.describe(),
         })
     }
 

@@ -2,7 +2,13 @@
 
 use serde_json::from_str;
 
+use emulator::processor::{Model, Processor};
+
 use super::*;
+
+fn processor() -> Processor {
+    Processor::choose(Model::Qemu64).unwrap()
+}
 
 struct Server {
     dir: tempfile::TempDir,
@@ -18,7 +24,7 @@ impl Server {
             "image": {"kernel": at("no-kernel")}, "ram_mib": 64,
             "control_socket": at("c"), "rfb_socket": at("r"),
         }));
-        let twin = Arc::new(Twin::new(config.unwrap(), |_| {}, Console::new(None)).unwrap());
+        let twin = Arc::new(Twin::new(config.unwrap(), processor(), |_| {}, Console::new(None)).unwrap());
         let (quit, wait_quit) = sync_channel(1);
         let listener = serve(&at("c"), twin, Events::default(), quit).unwrap();
         Self { dir, wait_quit, _listener: listener }
@@ -169,7 +175,7 @@ fn all_clients_hear_of_the_machines_end() {
     let dir = tempfile::tempdir().unwrap();
     let config = json!({"image": {"kernel": "/k"}, "control_socket": dir.path().join("c"), "rfb_socket": dir.path().join("r")});
     let console = Console::new(None);
-    let twin = Arc::new(Twin::new(serde_json::from_value(config).unwrap(), |_| {}, console.clone()).unwrap());
+    let twin = Arc::new(Twin::new(serde_json::from_value(config).unwrap(), processor(), |_| {}, console.clone()).unwrap());
     let (quit, _wait_quit) = sync_channel(1);
     let _listener = serve(&dir.path().join("c"), twin, events.clone(), quit).unwrap();
     let connect = || {

@@ -23,6 +23,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use emulator::config::TwinConfig;
+use emulator::processor::Processor;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 
@@ -45,9 +46,8 @@ struct Arguments {
     probe_kvm: bool,
 }
 
-/// What [`vmm::vcpu::kvm::probe`] finds.
 fn tell_of_kvm() -> anyhow::Result<()> {
-    vmm::vcpu::kvm::Kvm::open().map_err(Into::into).and_then(|kvm| vmm::vcpu::kvm::probe(&kvm))?;
+    Processor::probe_kvm().map_err(anyhow::Error::msg)?;
     println!("KVM runs guests on this host");
     Ok(())
 }
@@ -69,7 +69,9 @@ fn main() -> anyhow::Result<()> {
     let events = Events::default();
     let (tell, printed) = (events.clone(), console.clone());
     let on_exit = move |reason: &_| tell.exit(reason, &printed);
-    let twin = Arc::new(Twin::new(config.clone(), on_exit, console)?);
+    let processor = Processor::choose(config.cpu.model).map_err(anyhow::Error::msg).context("cannot run on this host's CPU")?;
+    tracing::info!(cpu = processor.describe(), "the machine's processor");
+    let twin = Arc::new(Twin::new(config.clone(), processor, on_exit, console)?);
     if let Some(saved) = &config.restore {
         twin.restore(saved, config.base.as_deref(), config.verify).with_context(|| format!("cannot restore {}", saved.display()))?;
     }

@@ -10,13 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use emulator::config::TwinConfig;
-use emulator::cpu::{CpuConfig, UnicornCpu};
-use vmm::board::arm64::Arm64;
+use emulator::processor::{BootSource, Processor};
 use vmm::boot::BootError;
-use vmm::boot::arm64::{self, BootSource};
-use vmm::clock::HostClock;
-use vmm::machine::{ExitReason, Machine, MachineBuilder, MachineError, State};
-use vmm::memory::{self, GuestRam, MemoryError};
+use vmm::machine::{ExitReason, Machine, MachineError, State};
+use vmm::memory::{GuestRam, MemoryError};
 use vmm::vcpu::VcpuHandle;
 use vmm::snapshot::{self, Origin, Snapshot, SnapshotError};
 use vmm::virtio::block::Block;
@@ -70,6 +67,7 @@ pub(crate) enum TwinError {
 /// One machine and what this process keeps of it. Shared by all who drive or watch it.
 pub(crate) struct Twin {
     config: TwinConfig,
+    pub(crate) processor: Processor,
     pub(crate) screen: Screen,
     pub(crate) keyboard: InputSender,
     pub(crate) touch: InputSender,
@@ -105,7 +103,12 @@ struct Outside {
 
 impl Twin {
     /// `on_exit` is called once if the machine stops by itself, on the machine's thread; it must not call back.
-    pub(crate) fn new(config: TwinConfig, on_exit: impl Fn(&ExitReason) + Send + Sync + 'static, console: Console) -> Result<Self, TwinError> {
+    pub(crate) fn new(
+        config: TwinConfig,
+        processor: Processor,
+        on_exit: impl Fn(&ExitReason) + Send + Sync + 'static,
+        console: Console,
+    ) -> Result<Self, TwinError> {
         let (width, height) = (config.display.width, config.display.height);
         let gpu = Gpu::new(width, height).map_err(|e| failed("the screen", e))?;
         let order = InputOrder::default();
@@ -113,6 +116,7 @@ impl Twin {
         let touch = Input::touch(width, height, &order).map_err(|e| failed("the touch panel", e))?;
         Ok(Self {
             config,
+            processor,
             screen: gpu.screen(),
             keyboard: keyboard.sender(),
             touch: touch.sender(),
@@ -131,16 +135,14 @@ impl Twin {
         let mut inner = self.lock();
         inner.expect("boot", &State::Created)?;
         let outside = self.reach_outside()?;
-        let ram = memory::anonymous(self.config.ram_bytes())?;
+        let ram = self.processor.ram(self.config.ram_bytes())?;
         let slots: Vec<usize> = (0..self.slot_count()).collect();
-        let entry = arm64::load(&ram, &BootSource {
+        let entry = self.processor.load(&ram, &BootSource {
             kernel: &self.config.image.kernel,
             initramfs: self.config.image.initramfs.as_deref(),
             cmdline: &self.config.image.cmdline,
-            cpu_compatible: &format!("arm,{}", self.config.cpu.model.name()),
             virtio_slots: &slots,
             rng_seed: random()?,
-            kaslr_seed: None,
         })?;
         let machine = self.build_machine(&mut inner, ram, outside)?;
         Ok(inner.machine.insert(machine).boot(entry)?)
@@ -275,7 +277,8 @@ impl Twin {
     /// Devices in the order in which the guest finds them.
     fn build_machine(&self, inner: &mut Inner, ram: GuestRam, outside: Outside) -> Result<Machine, TwinError> {
         let panel = inner.panel.take().ok_or(TwinError::Spent)?;
-        let mut builder = MachineBuilder::new(ram, Arm64::new(Arc::new(HostClock), self.console.sink()))?;
+        let tcg_buffer_bytes = (self.config.cpu.tcg_buffer_mib << 20) as usize;
+        let (mut builder, make_cpu) = self.processor.machine(ram, self.console.sink(), tcg_buffer_bytes)?;
         builder.add(panel.gpu)?;
         builder.add(panel.keyboard)?;
         builder.add(panel.touch)?;
@@ -286,11 +289,10 @@ impl Twin {
         outside.disks.into_iter().try_for_each(|disk| builder.add(disk))?;
         outside.flash.into_iter().try_for_each(|flash| builder.add(flash))?;
         outside.net.into_iter().try_for_each(|net| builder.add(net))?;
-        assert_eq!(builder.virtio_slots().len(), self.slot_count(), "the device tree names what is there");
+        assert_eq!(builder.virtio_slots().len(), self.slot_count(), "the kernel is told of what is there");
         inner.pokes = outside.pokes;
-        let cpu = CpuConfig { model: self.config.cpu.model, tcg_buffer_bytes: (self.config.cpu.tcg_buffer_mib << 20) as usize };
         let on_exit = self.on_exit.clone();
-        Ok(builder.build(move |ram, bus, irq_chip| UnicornCpu::new(ram, bus, irq_chip, cpu), move |reason| on_exit(reason))?)
+        Ok(builder.build(make_cpu, move |reason| on_exit(reason))?)
     }
 }
 
