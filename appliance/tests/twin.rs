@@ -20,11 +20,12 @@ use sync_protocol::wire::{self, appliance_message::Message as FromAppliance, com
 const NOTES: Point = Point { x: 303, y: 626 };
 const NEW_NOTE: Point = Point { x: 316, y: 632 };
 const BACK: Point = Point { x: 40, y: 701 };
-const IMAGE: &str = "handset-arm64";
+const ARM64: &str = "handset-arm64";
+const AMD64: &str = "handset-amd64";
 
 /// Says by name what is missing, if something is.
-fn lacking() -> Option<String> {
-    let (image, binary) = (image_folder_default().join(IMAGE), binary_beside_us());
+fn lacking(image: &str) -> Option<String> {
+    let (image, binary) = (image_folder_default().join(image), binary_beside_us());
     if let Err(error) = image_builder::Image::open(image) {
         return Some(error.to_string());
     }
@@ -39,9 +40,9 @@ async fn started(data: &Path, store: StoreBackend) -> Appliance {
 }
 
 /// A phone that says it runs the real image.
-async fn phone(appliance: &Appliance) -> FakePhone {
+async fn phone(appliance: &Appliance, image: &str) -> FakePhone {
     let mut phone = stranger(appliance, "A");
-    phone.image = IMAGE.into();
+    phone.image = image.into();
     let code = Client::admin(appliance).new_code().await;
     assert!(phone.register(&code).await.expect("registered"));
     phone
@@ -82,14 +83,14 @@ fn alive(view: &Value) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_twin_follows_its_phone_and_survives_what_happens_to_it() {
-    if let Some(lacking) = lacking() {
+    if let Some(lacking) = lacking(ARM64) {
         eprintln!("skipped: {lacking}");
         return;
     }
     let data = tempfile::tempdir().expect("folder");
     let appliance = started(data.path(), StoreBackend::Sled).await;
     let admin = Client::admin(&appliance);
-    let phone = phone(&appliance).await;
+    let phone = phone(&appliance, ARM64).await;
     let (mut stream, _) = phone.stream(1, 100).await;
     assert_eq!(admin.get("/api/phones/A/twin").await["state"], "stopped");
     stream
@@ -133,7 +134,7 @@ async fn a_twin_follows_its_phone_and_survives_what_happens_to_it() {
 
 /// The real image, in a folder of its own: what is made beside it there is this test's.
 fn own_images(folder: &Path) {
-    let (image, own) = (image_folder_default().join(IMAGE), folder.join(IMAGE));
+    let (image, own) = (image_folder_default().join(ARM64), folder.join(ARM64));
     std::fs::create_dir(&own).expect("folder");
     for entry in std::fs::read_dir(image.canonicalize().expect("the image")).expect("the image") {
         let path = entry.expect("the image").path();
@@ -145,7 +146,7 @@ fn own_images(folder: &Path) {
 
 /// The base snapshot in that folder, once it is there.
 fn base_in(folder: &Path) -> Option<PathBuf> {
-    let mut paths = std::fs::read_dir(folder.join(IMAGE)).expect("folder").map(|entry| entry.expect("entry").path());
+    let mut paths = std::fs::read_dir(folder.join(ARM64)).expect("folder").map(|entry| entry.expect("entry").path());
     paths.find(|path| path.extension().is_some_and(|extension| extension == "snapshot"))
 }
 
@@ -163,7 +164,7 @@ fn spoil(path: &Path, at: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_twin_begins_with_the_base_snapshot_or_boots_if_that_is_of_no_use() {
-    if let Some(lacking) = lacking() {
+    if let Some(lacking) = lacking(ARM64) {
         eprintln!("skipped: {lacking}");
         return;
     }
@@ -174,7 +175,7 @@ async fn a_twin_begins_with_the_base_snapshot_or_boots_if_that_is_of_no_use() {
     config.images = images.path().to_owned();
     let appliance = Appliance::start(config).await.expect("started");
     let admin = Client::admin(&appliance);
-    let phone = phone(&appliance).await;
+    let phone = phone(&appliance, ARM64).await;
     let (mut stream, _) = phone.stream(1, 2).await;
     let started = control(1, ControlKind::Started, "pollux-agent test, boot 0123456789");
     stream.send_events(vec![started, control(2, ControlKind::ScanDone, "")]).await;
@@ -205,6 +206,36 @@ async fn a_twin_begins_with_the_base_snapshot_or_boots_if_that_is_of_no_use() {
         assert!(detail.contains("it booted") && detail.contains(told), "{detail}");
     }
     assert_eq!(again().await, "");
+    appliance.shutdown().await;
+}
+
+/// On whatever this host runs it; the rest is as for any phone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_x86_64_phone_has_a_twin_that_says_what_it_runs_on() {
+    if let Some(lacking) = lacking(AMD64) {
+        eprintln!("skipped: {lacking}");
+        return;
+    }
+    let data = tempfile::tempdir().expect("folder");
+    let appliance = started(data.path(), StoreBackend::Memory).await;
+    let admin = Client::admin(&appliance);
+    let phone = phone(&appliance, AMD64).await;
+    let (mut stream, _) = phone.stream(1, 100).await;
+    stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
+    assert_eq!(stream.acked().await, 1);
+    let view = admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 1).await;
+    let cpu = view["twin"]["cpu"].as_str().expect("it runs on something");
+    assert!(cpu == "x86-64, KVM" || cpu.starts_with("x86-64, emulated (slow): "), "{cpu}");
+    let home = still(&appliance).await;
+    stream.send_events(vec![event(2, on_screen(input::touch_down(NOTES, 1))), event(3, on_screen(input::touch_up()))]).await;
+    admin.phone_when("A", |view| view["twin"]["position"] == 3).await;
+    let notes = still(&appliance).await;
+    assert_ne!(notes, home, "the tap opened something");
+
+    admin.post("/api/phones/A/twin/park", json!({})).await;
+    assert!(admin.get("/api/phones/A/twin").await["cpu"].is_null());
+    admin.post("/api/phones/A/twin/start", json!({})).await;
+    assert_eq!(still(&appliance).await, notes);
     appliance.shutdown().await;
 }
 
@@ -241,7 +272,7 @@ fn applied(asked: &wire::Command) -> Option<wire::AppliedChange> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_leads_and_the_phone_follows() {
-    if let Some(lacking) = lacking() {
+    if let Some(lacking) = lacking(ARM64) {
         eprintln!("skipped: {lacking}");
         return;
     }
@@ -256,7 +287,7 @@ async fn an_operator_leads_and_the_phone_follows() {
         admin.with_token(reply["token"].as_str().expect("token"))
     };
     let (ann, bob) = (login("ann").await, login("bob").await);
-    let phone = phone(&appliance).await;
+    let phone = phone(&appliance, ARM64).await;
     let (mut stream, _) = phone.stream(1, 100).await;
     stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
     assert_eq!(stream.acked().await, 1);

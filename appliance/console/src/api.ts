@@ -87,6 +87,8 @@ export interface Twin {
   position: number;
   restarts: number;
   pid: number | null;
+  /** What its machine runs on, and if that is slow, why. */
+  cpu: string | null;
   /** How its machine ended last, if it ever did by itself since the appliance started. */
   last_end: { at: string; how: string; last_words: string } | null;
 }

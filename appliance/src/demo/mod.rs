@@ -246,7 +246,7 @@ fn machine_config(config: &DemoConfig, image: &Image, disk: PathBuf) -> MachineC
         ram_mib: manifest.ram_mib,
         width: manifest.display.width,
         height: manifest.display.height,
-        cpu_model: "cortex-a53".into(),
+        architecture: manifest.architecture,
         disk: Some(disk),
         flash: false,
         mac: Some(mac_of(&config.serial)),

@@ -26,6 +26,8 @@ pub(super) struct TwinView {
     restarts: u32,
     /// Its process on the appliance.
     pid: Option<u32>,
+    /// What its machine runs on while it does, and if that is slow, why.
+    cpu: Option<String>,
     /// How its machine ended last, if it ever did by itself since the appliance started.
     last_end: Option<EndView>,
 }
@@ -48,6 +50,7 @@ impl TwinView {
             position: services.replays.progress(phone).fed,
             restarts: status.restarts,
             pid: status.pid,
+            cpu: status.running.map(|running| running.cpu),
             last_end: status.last_end.map(|end| EndView {
                 at: time_of_us(end.at_us),
                 how: end.how,

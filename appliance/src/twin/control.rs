@@ -132,6 +132,12 @@ impl Control {
         self.ask("status", json!({})).await
     }
 
+    /// What the machine runs on, for people.
+    pub async fn cpu(&self) -> Result<String, ControlError> {
+        let status = self.status().await?;
+        status.get("cpu").and_then(Value::as_str).map(str::to_owned).ok_or_else(|| nonsense("status", &"no cpu"))
+    }
+
     /// Of the screen as it is now; see [`Screen::generation`].
     pub async fn generation(&self) -> Result<u64, ControlError> {
         self.status().await?.get("generation").and_then(Value::as_u64).ok_or_else(|| nonsense("status", &"no generation"))

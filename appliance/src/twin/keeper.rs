@@ -269,7 +269,7 @@ impl Keeper {
             ram_mib: image.manifest().ram_mib,
             width: image.manifest().display.width,
             height: image.manifest().display.height,
-            cpu_model: "cortex-a53".into(),
+            architecture: image.manifest().architecture,
             disk: None,
             flash: true,
             mac: None,
@@ -331,6 +331,7 @@ impl Keeper {
         };
         let feeder = tokio::spawn(feeder.run(feeding.clone()));
         let running = Running {
+            cpu: control.cpu().await?,
             control: machine.control().clone(),
             rfb: machine.folder().rfb(),
             flash: flash.clone(),

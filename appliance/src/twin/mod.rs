@@ -98,6 +98,8 @@ pub struct End {
 #[derive(Debug, Clone)]
 pub struct Running {
     pub control: Control,
+    /// What its machine runs on, and if that is slow, why; for people.
+    pub cpu: String,
     pub rfb: PathBuf,
     pub flash: TwinFlash,
     pub width: u16,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use image_builder::Architecture;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -107,7 +108,7 @@ pub struct MachineConfig {
     pub ram_mib: u32,
     pub width: u32,
     pub height: u32,
-    pub cpu_model: String,
+    pub architecture: Architecture,
     /// Writable disk of a stand-alone phone.
     pub disk: Option<PathBuf>,
     /// Served by us on [`Folder::flash`].
@@ -118,6 +119,15 @@ pub struct MachineConfig {
     pub gate: bool,
     /// A saved machine to go on with.
     pub restore: Option<Saved>,
+}
+
+/// What a machine of this architecture runs on, as `pollux-twin` names it.
+fn cpu_model(architecture: Architecture) -> &'static str {
+    match architecture {
+        // The host's own where KVM runs guests, else an emulated one.
+        Architecture::Amd64 => "x86-64",
+        Architecture::Arm64 => "cortex-a53",
+    }
 }
 
 /// A saved machine's file.
@@ -138,7 +148,7 @@ impl MachineConfig {
             "image": {"kernel": self.kernel, "initramfs": self.initramfs, "cmdline": self.cmdline},
             "ram_mib": self.ram_mib,
             "display": {"width": self.width, "height": self.height},
-            "cpu": {"model": self.cpu_model},
+            "cpu": {"model": cpu_model(self.architecture)},
             "disks": disks,
             "flash": self.flash.then(|| json!({"tag": "flash", "socket": folder.flash()})),
             "net": self.mac.as_ref().map(|mac| json!({"mac": mac, "socket": folder.net()})),

@@ -87,6 +87,11 @@ function Machine({ phone }: { phone: Phone }) {
               The twin started <Ago time={twin.since} />
               {twin.restarts > 0 && `, after ${count(twin.restarts, 'crash', 'crashes')}`}
             </Text>
+            {twin.cpu && (
+              <Text size="xs" c="dimmed">
+                Runs on {twin.cpu}
+              </Text>
+            )}
             <Group grow>
               <TwinButton phone={phone} action="park" icon={<IconPlayerPause size={16} />} label="Park" />
               <Button variant="default" leftSection={<IconPlayerStop size={16} />} onClick={() => stop(true)}>

@@ -118,6 +118,13 @@ test('who else leads is told instead of offering the lead', async () => {
   expect(screen.queryByRole('button', { name: 'Take the lead' })).toBeNull();
 });
 
+test('a twin that runs slowly says what on, and why', async () => {
+  const cpu = 'x86-64, emulated (slow): this host has no KVM';
+  appliance({ 'GET /api/phones/p2': [200, { ...inUse, twin: { ...inUse.twin, cpu } }] });
+  phonePage('helpdesk');
+  expect(await screen.findByText(`Runs on ${cpu}`)).toBeTruthy();
+});
+
 test('a twin is stopped only after asking', async () => {
   const asked = appliance({ 'GET /api/phones/p2': [200, inUse], 'POST /api/phones/p2/twin/stop': [200, inUse.twin] });
   phonePage('helpdesk');
