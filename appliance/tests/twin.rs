@@ -9,7 +9,7 @@ use std::time::Duration;
 use pollux::app::Appliance;
 use pollux::config::{StoreBackend, image_folder_default};
 use pollux::input::{self, Point};
-use pollux::twin::binary_beside_us;
+use pollux::twin::{Control, binary_beside_us};
 use serde_json::{Value, json};
 use support::{Client, FakePhone, Stream, config, control, event, stranger};
 use sync_protocol::chunking;
@@ -54,10 +54,14 @@ fn on_screen(frame: Frame) -> Kind {
 
 /// The screen below its status bar, where the time is, once it has stood still for a while.
 async fn still(appliance: &Appliance) -> blake3::Hash {
+    let id = appliance.services.phones.find("A").expect("phone").id;
+    still_of(&appliance.services.twins.control(&id).expect("the twin runs")).await
+}
+
+/// The same of any machine.
+async fn still_of(control: &Control) -> blake3::Hash {
     const STATUS_BAR_ROWS: usize = 28;
     const ROW_BYTES: usize = 1 + 3 * 360;
-    let id = appliance.services.phones.find("A").expect("phone").id;
-    let control = appliance.services.twins.control(&id).expect("the twin runs");
     loop {
         let generation = control.screen().await.expect("screen").generation;
         if !control.screen_wait(generation, Duration::from_millis(1500)).await.expect("waited") {
@@ -367,10 +371,70 @@ fn is_note(change: &wire::AppliedChange) -> bool {
     path.starts_with(b"/home/user/Notes/") && path.ends_with(b".txt")
 }
 
+/// A copy of a running twin is another machine with the same past: what is done on it stays there, and the twin goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_twin_is_forked_and_goes_on() {
+    if let Some(lacking) = lacking(ARM64) {
+        eprintln!("skipped: {lacking}");
+        return;
+    }
+    let data = tempfile::tempdir().expect("folder");
+    let appliance = started(data.path(), StoreBackend::Memory).await;
+    let admin = Client::admin(&appliance);
+    assert_eq!(admin.call("POST", "/api/phones/A/twin/forks", Some(json!({}))).await.0, 404);
+    let phone = phone(&appliance, ARM64).await;
+    let (mut stream, _) = phone.stream(1, 100).await;
+    stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
+    assert_eq!(stream.acked().await, 1);
+    admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 1).await;
+    let home = still(&appliance).await;
+
+    let fork = admin.post("/api/phones/A/twin/forks", json!({})).await;
+    assert_eq!((&fork["number"], &fork["position"]), (&json!(1), &json!(1)));
+    let id = appliance.services.phones.find("A").expect("phone").id;
+    let its = appliance.services.twins.a_fork(&id, 1).expect("a fork").running.control;
+    assert_eq!(still_of(&its).await, home);
+    for frame in [input::touch_down(NOTES, 1), input::touch_up()] {
+        its.input(&frame).await.expect("input");
+    }
+    let notes = still_of(&its).await;
+    assert_ne!(notes, home, "the copy answers");
+    assert_eq!(still(&appliance).await, home, "the twin does not");
+    // The twin is fed on, and comes to the same by itself.
+    stream.send_events(vec![event(2, on_screen(input::touch_down(NOTES, 1))), event(3, on_screen(input::touch_up()))]).await;
+    assert_eq!(stream.acked().await, 3);
+    admin.phone_when("A", |view| view["twin"]["position"] == 3).await;
+    assert_eq!(still(&appliance).await, notes);
+
+    // It outlives its twin's machine, and what is asked of one that is not there is an error.
+    admin.post("/api/phones/A/twin/park", json!({})).await;
+    assert_eq!(still_of(&its).await, notes);
+    let shown = admin.get("/api/phones/A/twin").await;
+    assert_eq!((&shown["state"], &shown["forks"][0]["number"]), (&json!("parked"), &json!(1)));
+    assert_eq!(admin.call("POST", "/api/phones/A/twin/forks", Some(json!({}))).await.0, 503, "a parked twin has nothing to copy");
+    assert_eq!(admin.call("DELETE", "/api/phones/A/twin/forks/9", None).await.0, 404);
+    let picture = admin.request("GET", "/api/phones/A/twin/forks/1/screen.png").send().await.expect("answer");
+    assert!(picture.bytes().await.expect("PNG").starts_with(b"\x89PNG"));
+    assert_eq!(admin.call("DELETE", "/api/phones/A/twin/forks/1", None).await.0, 204);
+    its.gone().await;
+    admin.phone_when("A", |view| view["twin"]["forks"] == json!([])).await;
+
+    // No more at a time than may be, and none is left behind.
+    admin.post("/api/phones/A/twin/start", json!({})).await;
+    for _ in 0..4 {
+        admin.post("/api/phones/A/twin/forks", json!({})).await;
+    }
+    assert_eq!(admin.call("POST", "/api/phones/A/twin/forks", Some(json!({}))).await.0, 409);
+    let runtime = data.path().join("run");
+    appliance.shutdown().await;
+    let left = std::fs::read_dir(&runtime).map(|entries| entries.count()).unwrap_or(0);
+    assert_eq!(left, 0, "folders of machines are left behind");
+}
+
 /// As many run as may: one that nobody uses makes room for the one that a person asks for, and says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_least_used_twin_makes_room_for_one_that_is_asked_for() {
-    if let Some(lacking) = lacking() {
+    if let Some(lacking) = lacking(ARM64) {
         eprintln!("skipped: {lacking}");
         return;
     }
@@ -383,7 +447,7 @@ async fn the_least_used_twin_makes_room_for_one_that_is_asked_for() {
     let mut streams = Vec::new();
     for serial in ["A", "B"] {
         let mut phone = stranger(&appliance, serial);
-        phone.image = IMAGE.into();
+        phone.image = ARM64.into();
         assert!(phone.register(&admin.new_code().await).await.expect("registered"));
         let (mut stream, _) = phone.stream(1, 2).await;
         stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
@@ -418,7 +482,7 @@ async fn the_least_used_twin_makes_room_for_one_that_is_asked_for() {
 /// there when it happened.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_twin_catches_up_through_its_phones_pauses() {
-    if let Some(lacking) = lacking() {
+    if let Some(lacking) = lacking(ARM64) {
         eprintln!("skipped: {lacking}");
         return;
     }
@@ -427,7 +491,7 @@ async fn a_twin_catches_up_through_its_phones_pauses() {
     let data = tempfile::tempdir().expect("folder");
     let appliance = started(data.path(), StoreBackend::Memory).await;
     let admin = Client::admin(&appliance);
-    let phone = phone(&appliance).await;
+    let phone = phone(&appliance, ARM64).await;
     let (mut stream, _) = phone.stream(1, 100).await;
     let now_us = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_micros() as i64;
     let began_us = now_us - SPAN_US - SECOND_US;
@@ -453,8 +517,8 @@ async fn a_twin_catches_up_through_its_phones_pauses() {
     let id = appliance.services.phones.find("A").expect("phone").id;
     let clock = async || {
         let status = appliance.services.twins.control(&id).expect("the twin runs").status().await.expect("status");
-        let number = |key: &str| status[key].as_i64().expect("a number");
-        (number("guest_us"), number("guest_uptime_ms") * 1000)
+        let guest_us = status.guest_us.expect("a clock");
+        (guest_us as i64, (status.guest_uptime_ms * 1000) as i64)
     };
     let (guest_us, run_us) = clock().await;
     assert!(guest_us >= SPAN_US, "the guest has lived through {guest_us} us");

@@ -171,6 +171,11 @@ fn clones_of_a_machine_saved_at_the_gate_are_individuals() {
         assert_eq!((boot_id.len(), random.len(), end.as_str()), (36, 32, "END"));
         assert!(seen.insert(boot_id.clone()) && seen.insert(random.clone()), "random numbers repeat: {said:?}");
         assert!((1_900_000_000..1_900_000_000 + PATIENCE.as_secs()).contains(&time.parse().unwrap()), "{said:?}");
+        // While it runs it may be told that it is another now.
+        let other = format!("go seed={seed} host=fork-{i} machine={:032x}\n", 0xf0 + i);
+        gate.write_all(other.as_bytes()).unwrap();
+        type_whole(&mut twin, "until grep -q fork /etc/machine-id /etc/hostname; do sleep 0.1; done; echo NO''W $(hostname) $(cat /etc/machine-id) E''ND\n");
+        console_until(&mut twin, &format!("NOW fork-{i} {:032x} END", 0xf0 + i));
         twin.get(json!({"op": "stop"}));
         assert!(twin.ended().success());
     }
@@ -181,9 +186,9 @@ fn clones_of_a_machine_saved_at_the_gate_are_individuals() {
 fn an_idle_hour_passes_at_once() {
     const SLEEP: &str = "read -r up _ </proc/uptime; sleep 1000; read -r woken _ </proc/uptime; echo SL''EPT $up $woken E''ND\n";
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("flash.sock");
-    serve(&socket, view());
-    let mut twin = Twin::start(dir.path(), |config| {
+    let (socket, image) = (dir.path().join("flash.sock"), image(ARM64));
+    serve(&socket, view(&image));
+    let mut twin = Twin::start(dir.path(), &image, |config| {
         config["flash"] = json!({"tag": "flash", "socket": socket});
         add_to_cmdline(config, "pollux.root=virtiofs:flash pollux.shell=1");
     });
@@ -212,7 +217,7 @@ fn an_idle_hour_passes_at_once() {
     assert_eq!(clock(&mut twin), stands);
     twin.get(json!({"op": "stop"}));
     assert!(twin.ended().success());
-    let mut twin = Twin::start(dir.path(), |config| {
+    let mut twin = Twin::start(dir.path(), &image, |config| {
         config["flash"] = json!({"tag": "flash", "socket": socket});
         config["restore"] = json!(saved);
     });

@@ -103,7 +103,7 @@ fn what_is_missing_is_named_with_the_command_that_makes_it() {
     let error = build("no-such-phone", &options(cache.path()), &|_| {})
         .unwrap_err()
         .to_string();
-    assert!(error.contains("known: handset-arm64"), "{error}");
+    assert!(error.contains("known: handset-amd64, handset-arm64"), "{error}");
 
     let guest = Some(GuestBinaries::in_dir(cache.path()));
     let again = Options {

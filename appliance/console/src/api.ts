@@ -91,6 +91,15 @@ export interface Twin {
   cpu: string | null;
   /** How its machine ended last, if it ever did by itself since the appliance started. */
   last_end: { at: string; how: string; last_words: string } | null;
+  forks: Fork[];
+}
+
+/** A copy of a running twin, to try things on. */
+export interface Fork {
+  number: number;
+  at: string;
+  /** Last event of the phone's log that its twin had been given then. */
+  position: number;
 }
 
 export interface Lease {
@@ -157,15 +166,17 @@ export const quarantine = (id: string, reason: string) => ask<Phone>('POST', `${
 export const assign = (id: string, assignment: Assignment) => ask<Assignment>('PUT', `${phoneAt(id)}/assignment`, assignment);
 export const prove = (id: string) => ask<void>('POST', `${phoneAt(id)}/prove`);
 
-export type TwinAction = 'start' | 'park' | 'stop';
+type TwinAction = 'start' | 'park' | 'stop';
 export const actOnTwin = (id: string, action: TwinAction) => ask<Twin>('POST', `${phoneAt(id)}/twin/${action}`);
+export const forkTwin = (id: string) => ask<Fork>('POST', `${phoneAt(id)}/twin/forks`);
+export const endFork = (id: string, number: number) => ask<void>('DELETE', `${phoneAt(id)}/twin/forks/${number}`);
 export const takeLead = (id: string) => ask<Lease>('PUT', `${phoneAt(id)}/drive`);
 export const giveLeadBack = (id: string) => ask<void>('DELETE', `${phoneAt(id)}/drive`);
 /** Types on the twin, and so on its phone; needs the lead. */
 export const typeText = (id: string, text: string) => ask<void>('POST', `${phoneAt(id)}/drive/input`, { actions: [{ text }] });
 
-/** Where the screen of a twin, or of a demo phone, can be watched: RFB over a WebSocket. */
-export const screenAt = (id: string, whose: 'twin' | 'demo') =>
+/** Where the screen of a twin, of one of its forks, or of a demo phone, can be watched: RFB over a WebSocket. */
+export const screenAt = (id: string, whose: 'twin' | 'demo' | `twin/forks/${number}`) =>
   `${window.location.origin.replace(/^http/, 'ws')}${phoneAt(id)}/${whose}/screen`;
 
 export interface LogEvent {

@@ -37,7 +37,7 @@ export const waiting: Phone = {
   connected: false,
   sync: { position: 0, applied: 0, root: null, complete: false, proof: null, trouble: null },
   usage_trouble: null,
-  twin: { state: 'stopped', since: null, detail: '', position: 0, restarts: 0, pid: null, cpu: null, last_end: null },
+  twin: { state: 'stopped', since: null, detail: '', position: 0, restarts: 0, pid: null, cpu: null, last_end: null, forks: [] },
   lease: null,
   conflicts: 0,
   demo_screen: false,
@@ -52,7 +52,7 @@ export const inUse: Phone = {
   standing: 'released',
   connected: true,
   sync: { position: 40, applied: 40, root: 'ab', complete: true, proof: null, trouble: null },
-  twin: { state: 'running', since: '2026-11-01T00:00:00Z', detail: '', position: 40, restarts: 0, pid: 7, cpu: 'arm64, emulated (cortex-a53)', last_end: null },
+  twin: { state: 'running', since: '2026-11-01T00:00:00Z', detail: '', position: 40, restarts: 0, pid: 7, cpu: 'arm64, emulated (cortex-a53)', last_end: null, forks: [] },
 };
 
 export interface Asked {

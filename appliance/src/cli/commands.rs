@@ -72,6 +72,10 @@ pub(super) enum TwinCommand {
     Park { phone: String },
     /// End the twin; the next start boots anew.
     Stop { phone: String },
+    /// Copy the running twin, to try things on; prints the copy's number.
+    Fork { phone: String },
+    /// End a copy.
+    EndFork { phone: String, number: u32 },
     /// How the twin is.
     Show { phone: String },
     /// The twin's screen, as PNG.
@@ -207,6 +211,10 @@ pub(super) async fn twin(client: &Client, command: TwinCommand, json_wanted: boo
         TwinCommand::Stop { phone } => {
             done(&client.post(&path(&phone, "/stop"), json!({})).await?, json_wanted, "state")
         }
+        TwinCommand::Fork { phone } => {
+            done(&client.post(&path(&phone, "/forks"), json!({})).await?, json_wanted, "number")
+        }
+        TwinCommand::EndFork { phone, number } => client.delete(&path(&phone, &format!("/forks/{number}"))).await,
         TwinCommand::Show { phone } => show(&client.get(&path(&phone, "")).await?),
         TwinCommand::Screenshot { phone, file } => {
             let picture = client.download(&path(&phone, "/screen.png")).await?.bytes().await?;

@@ -195,7 +195,7 @@ pub async fn play(
 async fn still(control: &Control) -> Result<(), DemoError> {
     let give_up = Instant::now() + STILL_MAX;
     while Instant::now() < give_up {
-        let generation = control.generation().await?;
+        let generation = control.status().await?.generation;
         if !control.screen_wait(generation, STILL).await? {
             return Ok(());
         }

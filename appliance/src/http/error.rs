@@ -179,7 +179,8 @@ impl From<TwinError> for ApiError {
     fn from(error: TwinError) -> ApiError {
         match error {
             TwinError::NotRunning => ApiError::unavailable(error).advise("start the twin first"),
-            TwinError::TooMany(_) | TwinError::Incomplete | TwinError::NothingToPark => ApiError::conflict(error),
+            TwinError::TooMany(_) | TwinError::TooManyForks(_) | TwinError::Incomplete | TwinError::NothingToPark => ApiError::conflict(error),
+            TwinError::NoFork(_) => ApiError::not_found(error),
             TwinError::Flash(error) => error.into(),
             TwinError::Log(error) => error.into(),
             TwinError::Base(_) | TwinError::Process(_) | TwinError::Control(_) | TwinError::Stopping => ApiError::unavailable(error),

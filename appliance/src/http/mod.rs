@@ -101,7 +101,8 @@ impl Services {
         phones::status, phones::ca, phones::list, phones::show, phones::prove,
         quarantine::release, quarantine::quarantine, quarantine::codes, quarantine::new_code, quarantine::delete_code,
         log::page, files::list, files::content, mounts::add, mounts::remove,
-        twins::show, twins::start, twins::park, twins::stop, twins::picture, twins::console, screen::twin, screen::demo,
+        twins::show, twins::start, twins::park, twins::stop, twins::picture, twins::console, twins::fork, twins::end_fork,
+        twins::fork_picture, screen::twin, screen::fork, screen::demo,
         drive::take, drive::give_back, drive::input, drive::conflicts, drive::dismiss,
         reports::list, reports::run, reports::records, reports::assignment, reports::assign,
         live::live,
@@ -155,6 +156,10 @@ fn router(services: Services) -> Router {
         .route("/api/phones/{phone}/twin/stop", post(twins::stop))
         .route("/api/phones/{phone}/twin/screen.png", get(twins::picture))
         .route("/api/phones/{phone}/twin/console", get(twins::console))
+        .route("/api/phones/{phone}/twin/forks", post(twins::fork))
+        .route("/api/phones/{phone}/twin/forks/{number}", delete(twins::end_fork))
+        .route("/api/phones/{phone}/twin/forks/{number}/screen.png", get(twins::fork_picture))
+        .route("/api/phones/{phone}/twin/forks/{number}/screen", get(screen::fork))
         .route("/api/phones/{phone}/twin/screen", get(screen::twin))
         .route("/api/phones/{phone}/demo/screen", get(screen::demo))
         .route("/api/phones/{phone}/drive", put(drive::take).delete(drive::give_back))

@@ -44,6 +44,21 @@ pub(super) async fn twin(
     open(services, rfb, hands, upgrade).await
 }
 
+/// A fork's screen, with pointer and keys: nothing that is done there goes any further.
+#[utoipa::path(get, path = "/api/phones/{phone}/twin/forks/{number}/screen", tag = "twins",
+    params(("phone" = String, Path, description = "id or serial"), ("number" = u32, Path, description = "of the fork")),
+    responses((status = 101, description = "WebSocket"), (status = 404, body = super::ErrorBody)))]
+pub(super) async fn fork(
+    State(services): State<Services>,
+    _: Operator,
+    Path((phone, number)): Path<(String, u32)>,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, ApiError> {
+    let phone = services.phones.find(&phone)?.id;
+    let rfb = services.twins.a_fork(&phone, number)?.running.rfb;
+    open(services, rfb, Hands::Own, upgrade).await
+}
+
 /// The own screen of a demo phone of this host, with pointer and keys: what its user sees and does.
 #[utoipa::path(get, path = "/api/phones/{phone}/demo/screen", tag = "twins",
     params(("phone" = String, Path, description = "id or serial")),
@@ -64,7 +79,7 @@ pub(super) async fn demo(
 enum Hands {
     /// The operator's, if they hold the lease.
     OfLease { services: Services, phone: PhoneId, user: UserName, _used: InUse },
-    /// Those of the (demo) phone's own user: the machine takes them directly.
+    /// Those of a demo phone's own user, or of who tries something on a fork: the machine takes them directly.
     Own,
 }
 

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde::Serialize;
 use store::PhoneId;
@@ -12,7 +12,8 @@ use super::error::{ApiError, ApiResult};
 use super::login::{Anyone, Operator};
 use super::views::time_of_us;
 use crate::phones::Standing;
-use crate::twin::TwinState;
+use crate::twin::control::Screen;
+use crate::twin::{Fork, TwinState};
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct TwinView {
@@ -30,6 +31,24 @@ pub(super) struct TwinView {
     cpu: Option<String>,
     /// How its machine ended last, if it ever did by itself since the appliance started.
     last_end: Option<EndView>,
+    /// Its copies that run.
+    forks: Vec<ForkView>,
+}
+
+/// A copy of a running twin, to try things on.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct ForkView {
+    number: u32,
+    /// When it was made.
+    at: String,
+    /// Last event of the phone's log that its twin had been given then.
+    position: u64,
+}
+
+impl From<Fork> for ForkView {
+    fn from(fork: Fork) -> ForkView {
+        ForkView { number: fork.number, at: time_of_us(fork.at_us), position: fork.position }
+    }
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -56,6 +75,7 @@ impl TwinView {
                 how: end.how,
                 last_words: end.last_words,
             }),
+            forks: services.twins.forks(phone).into_iter().map(ForkView::from).collect(),
         }
     }
 }
@@ -114,6 +134,42 @@ pub(super) async fn stop(
     Ok(Json(TwinView::of(&services, &phone)))
 }
 
+/// Fork the running twin: a copy of it, with its files, on which anything may be tried. The twin goes on, and nothing of the fork is kept.
+#[utoipa::path(post, path = "/api/phones/{phone}/twin/forks", tag = "twins",
+    params(("phone" = String, Path, description = "id or serial")),
+    responses((status = 200, body = ForkView), (status = 409, body = super::ErrorBody), (status = 503, body = super::ErrorBody)))]
+pub(super) async fn fork(State(services): State<Services>, _: Operator, Path(phone): Path<String>) -> ApiResult<ForkView> {
+    let phone = services.phones.find(&phone)?.id;
+    Ok(Json(services.twins.fork(&phone).await?.into()))
+}
+
+/// End a fork.
+#[utoipa::path(delete, path = "/api/phones/{phone}/twin/forks/{number}", tag = "twins",
+    params(("phone" = String, Path, description = "id or serial"), ("number" = u32, Path, description = "of the fork")),
+    responses((status = 204), (status = 404, body = super::ErrorBody)))]
+pub(super) async fn end_fork(
+    State(services): State<Services>,
+    _: Operator,
+    Path((phone, number)): Path<(String, u32)>,
+) -> Result<StatusCode, ApiError> {
+    let phone = services.phones.find(&phone)?.id;
+    services.twins.end_fork(&phone, number)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A fork's screen as it is now.
+#[utoipa::path(get, path = "/api/phones/{phone}/twin/forks/{number}/screen.png", tag = "twins",
+    params(("phone" = String, Path, description = "id or serial"), ("number" = u32, Path, description = "of the fork")),
+    responses((status = 200, content_type = "image/png", body = Vec<u8>), (status = 404, body = super::ErrorBody)))]
+pub(super) async fn fork_picture(
+    State(services): State<Services>,
+    _: Operator,
+    Path((phone, number)): Path<(String, u32)>,
+) -> Result<impl IntoResponse, ApiError> {
+    let phone = services.phones.find(&phone)?.id;
+    Ok(png(services.twins.a_fork(&phone, number)?.running.control.screen_png().await?))
+}
+
 /// The twin's screen as it is now.
 #[utoipa::path(get, path = "/api/phones/{phone}/twin/screen.png", tag = "twins",
     params(("phone" = String, Path, description = "id or serial")),
@@ -124,8 +180,11 @@ pub(super) async fn picture(
     Path(phone): Path<String>,
 ) -> Result<impl IntoResponse, ApiError> {
     let phone = services.phones.find(&phone)?.id;
-    let screen = services.twins.control(&phone)?.screen_png().await?;
-    Ok(([(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "no-store")], screen.png))
+    Ok(png(services.twins.control(&phone)?.screen_png().await?))
+}
+
+fn png(screen: Screen) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "no-store")], screen.png)
 }
 
 /// The last output of the twin's serial console.

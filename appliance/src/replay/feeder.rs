@@ -40,6 +40,7 @@ const BEHIND_US_MAX: i64 = 2_000_000;
 const POKE_BYTES_MAX: usize = 32 * 1024;
 
 /// One machine's feeder.
+#[derive(Clone)]
 pub struct Feeder {
     pub phone: PhoneId,
     pub logs: PhoneLogs,
@@ -225,8 +226,8 @@ impl Feeder {
             match self.control.screen_wait(seen, look).await {
                 Ok(false) if seen > blank => return true,
                 Ok(false) => {}
-                Ok(true) => match self.control.generation().await {
-                    Ok(generation) => seen = generation,
+                Ok(true) => match self.control.status().await {
+                    Ok(status) => seen = status.generation,
                     Err(_) => return false,
                 },
                 Err(error) => {

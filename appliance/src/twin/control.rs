@@ -57,6 +57,19 @@ pub struct MachineEvent {
     pub detail: Option<Value>,
 }
 
+/// How a machine is, as far as we use it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct MachineStatus {
+    /// What it runs on, for people.
+    pub cpu: String,
+    /// Of the screen as it is now; see [`Screen::generation`].
+    pub generation: u64,
+    /// What the guest's clock shows, in microseconds; none if this machine does not tell.
+    pub guest_us: Option<u64>,
+    /// For how long the guest has run, in milliseconds.
+    pub guest_uptime_ms: u64,
+}
+
 /// A picture of the screen.
 #[derive(Debug, Clone)]
 pub struct Screen {
@@ -128,19 +141,8 @@ impl Control {
         self.ask("stop", json!({})).await.map(drop)
     }
 
-    pub async fn status(&self) -> Result<Value, ControlError> {
-        self.ask("status", json!({})).await
-    }
-
-    /// What the machine runs on, for people.
-    pub async fn cpu(&self) -> Result<String, ControlError> {
-        let status = self.status().await?;
-        status.get("cpu").and_then(Value::as_str).map(str::to_owned).ok_or_else(|| nonsense("status", &"no cpu"))
-    }
-
-    /// Of the screen as it is now; see [`Screen::generation`].
-    pub async fn generation(&self) -> Result<u64, ControlError> {
-        self.status().await?.get("generation").and_then(Value::as_u64).ok_or_else(|| nonsense("status", &"no generation"))
+    pub async fn status(&self) -> Result<MachineStatus, ControlError> {
+        serde_json::from_value(self.ask("status", json!({})).await?).map_err(|e| nonsense("status", &e))
     }
 
     pub async fn console_tail(&self) -> Result<String, ControlError> {

@@ -1,14 +1,15 @@
 //! The gate: where a twin's guest waits, before it touches its flash, to be told who it is.
 //!
 //! Every twin passes it, whether it boots or begins with a saved machine, and each time is told a seed that nobody else is, the
-//! time, and its names; the guest heeds them before it runs any other program. It goes on listening for a new seed and the time.
+//! time, and its names; the guest heeds them before it runs any other program. It goes on listening: for a new seed, for the time, and in a fork
+//! for who that is.
 
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use store::PhoneId;
-use tokio::net::UnixStream;
 
 /// The console port on which the guest listens.
 pub(super) const PORT: &str = "org.pollux.gate";
@@ -22,8 +23,9 @@ const GO: &str = "go";
 pub struct Gate(UnixStream);
 
 impl Gate {
-    pub(super) fn new(stream: UnixStream) -> Gate {
-        Gate(stream)
+    pub(super) fn new(stream: tokio::net::UnixStream) -> io::Result<Gate> {
+        // What a guest is told is a line now and then: that needs no events.
+        stream.into_std().map(Gate)
     }
 
     /// Lets the guest pass as `identity`, its clock at `wall_us` since 1970.
@@ -43,7 +45,7 @@ impl Gate {
 
     /// A line is short, so that it has room whole or not at all: a guest that does not listen is told no more.
     fn write(&self, line: &str) -> io::Result<()> {
-        match self.0.try_write(line.as_bytes())? {
+        match (&self.0).write(line.as_bytes())? {
             written if written == line.len() => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
@@ -72,7 +74,11 @@ pub(super) struct Identity {
 
 impl Identity {
     pub(super) fn of(phone: &PhoneId, serial: &str) -> Identity {
-        let digest = Sha256::new().chain_update("pollux twin identity\0").chain_update(phone.as_str()).finalize();
+        Identity::named(phone.as_str(), serial)
+    }
+
+    fn named(name: &str, serial: &str) -> Identity {
+        let digest = Sha256::new().chain_update("pollux twin identity\0").chain_update(name).finalize();
         let (machine, rest) = digest.split_at(16);
         let [a, b, c, d, e, ..] = rest else { unreachable!("SHA-256 has 32 bytes") };
         // Of the serial, whose bytes are the phone's own choice, only what can stand in a line of words.
@@ -83,6 +89,12 @@ impl Identity {
             serial,
             mac: format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}"),
         }
+    }
+
+    /// Of a fork of that phone's twin: another machine, whose name tells what it is.
+    pub(super) fn of_fork(phone: &PhoneId, number: u32) -> Identity {
+        let Identity { host_name, machine_id, mac, .. } = Identity::named(&format!("{phone}\0fork {number}"), "");
+        Identity { host_name: format!("fork-{number}-of-{}", host_name), serial: String::new(), machine_id, mac }
     }
 
     /// The line that opens the gate at `now`, since 1970.

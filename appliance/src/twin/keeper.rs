@@ -1,29 +1,30 @@
 //! The keeper of one twin: the only task that starts, feeds, parks and ends its machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use store::PhoneId;
-use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::control::MachineEvent;
+use super::control::{Control, MachineEvent};
 use super::decide::{AfterCrash, Crashes, TwinState};
-use super::gate::{Gate, Identity};
-use super::process::{Folder, Machine, MachineConfig, ProcessError, Saved};
+use super::gate::Identity;
+use super::launch::{self, Launched};
+use super::process::{Folder, Machine, ProcessError, Saved};
 use super::{End, Inner, Running, TwinError, TwinStatus};
 use crate::flashes::{FlashesError, TwinFlash};
 use crate::live::Notice;
 use crate::phones::{Standing, now_us};
 use crate::replay::{Beginning, Fed, Feeder, GuestClock, wall_now_us};
 
-/// A machine that has not connected to its flash and console by then will not.
-const CONNECT_MAX: Duration = Duration::from_secs(20);
+/// Files in the folder of a saved machine.
+const MACHINE: &str = "machine";
+const LAYER: &str = "layer";
 
 pub(super) type Reply = oneshot::Sender<Result<(), TwinError>>;
 
@@ -35,6 +36,18 @@ pub(super) enum Request {
     /// With what to say of it.
     Park(Reply, String),
     Stop(Reply),
+    /// Saves the running machine into a folder, and lets it go on.
+    Copy(PathBuf, oneshot::Sender<Result<Copied, TwinError>>),
+}
+
+/// A running machine, as it was.
+#[derive(Debug)]
+pub(super) struct Copied {
+    pub(super) saved: Saved,
+    /// What its guest had written.
+    pub(super) layer: PathBuf,
+    /// Last event of the log that it had been given.
+    pub(super) position: u64,
 }
 
 pub(super) struct Keeper {
@@ -58,6 +71,8 @@ struct Keeping {
     /// Serves the flash; ends when the machine does.
     server: oneshot::Receiver<Result<(), FlashesError>>,
     feeding: CancellationToken,
+    /// What a feeder of it is made of.
+    food: Feeder,
     feeder: Option<JoinHandle<Fed>>,
     /// What the feeder said when it ended.
     fed: Option<Fed>,
@@ -169,6 +184,11 @@ impl Keeper {
             Request::StartByItself(reply) => (reply, self.start().await),
             Request::Park(reply, why) => (reply, self.park(&why).await),
             Request::Stop(reply) => (reply, self.stop().await),
+            Request::Copy(folder, reply) => {
+                // An error means that nobody waits for the answer.
+                let _ = reply.send(self.copy(&folder).await);
+                return;
+            }
         };
         match &result {
             // It may simply be too early, or too full: neither is a failure of this twin.
@@ -260,44 +280,19 @@ impl Keeper {
         let prepared = tokio::task::spawn_blocking(move || prepare(&inner, &phone, from));
         let Prepared { flash, image, beginning, base: parked_base, clock: parked_clock, wall_us } = prepared.await.map_err(|_| TwinError::Stopping)??;
         let base = if let Start::Base = start { self.inner.bases.find(&image) } else { None };
-        let parked = parked.map(|folder| Saved { path: folder.join("machine"), base: parked_base.clone(), verify: false });
+        let parked = parked.map(|folder| Saved { path: folder.join(MACHINE), base: parked_base.clone(), verify: false });
         let saved = parked.or_else(|| base.clone());
-        let config = MachineConfig {
-            kernel: image.kernel(),
-            initramfs: image.initramfs(),
-            cmdline: format!("{} pollux.root=virtiofs:flash pollux.gate=1", image.manifest().kernel_cmdline),
-            ram_mib: image.manifest().ram_mib,
-            width: image.manifest().display.width,
-            height: image.manifest().display.height,
-            architecture: image.manifest().architecture,
-            disk: None,
-            flash: true,
-            mac: None,
-            gate: true,
-            restore: saved,
-        };
+        let config = launch::config(&image, saved);
         let folder = Folder::make(&self.inner.runtime.join(self.phone.as_str()))?;
-        let (flash_door, gate_door) = (listen(folder.flash())?, listen(folder.gate())?);
-        let machine = match (Machine::start(&self.binary()?, folder, &config).await, &base) {
-            (Err(error @ ProcessError::Ended(_)), Some(base)) => {
+        let launched = match (launch::launch(&self.inner.binary(), folder, &config, &flash).await, &base) {
+            (Err(TwinError::Process(error @ ProcessError::Ended(_))), Some(base)) => {
                 self.inner.bases.refused(&base.path);
                 return Err(TwinError::Base(error));
             }
-            (started, _) => started?,
+            (launched, _) => launched?,
         };
-        let events = machine.control().events();
+        let Launched { machine, events, server, gate } = launched;
         let control = machine.control().clone();
-        // It connects to us while it boots or restores.
-        let running = async {
-            if config.restore.is_some() { control.resume().await } else { control.boot().await }
-        };
-        let connecting = async { tokio::try_join!(flash_door.accept(), gate_door.accept()) };
-        let (runs, connected) = tokio::join!(running, tokio::time::timeout(CONNECT_MAX, connecting));
-        runs?;
-        let ((flash_stream, _), (gate_stream, _)) = connected
-            .map_err(|_| ProcessError::Ended("it did not connect to its flash and its gate".into()))?
-            .map_err(|source| ProcessError::File { action: "accept connections in", path: machine.folder().path().into(), source })?;
-        let server = flash.serve(flash_stream)?;
         match &base {
             Some(base) => self.inner.bases.found_whole(&base.path),
             None if config.restore.is_none() => tokio::select! {
@@ -306,41 +301,41 @@ impl Keeper {
             },
             None => {}
         }
-        let gate = Arc::new(Gate::new(gate_stream));
         let resumed = matches!(start, Start::Parked(_));
-        let blank = if resumed { None } else { Some(control.generation().await?) };
+        let status = control.status().await?;
         let told = if resumed { gate.reseed() } else { gate.open(&identity, wall_us) };
         told.map_err(|source| ProcessError::File { action: "write to", path: machine.folder().gate(), source })?;
-        let began = control.pass(0, Duration::ZERO).await?.map(|guest_us| GuestClock { wall_us, guest_us });
-        let clock = if resumed { parked_clock.or(began) } else { began };
-        let feeding = self.inner.stop.child_token();
-        let fed = beginning.input.saturating_sub(1);
-        let feeder = Feeder {
-            phone: self.phone.clone(),
-            logs: self.inner.logs.clone(),
-            flash: flash.clone(),
-            control: machine.control().clone(),
-            width: config.width as u16,
-            height: config.height as u16,
-            beginning,
-            blank,
-            clock,
-            gate,
-            status: self.status.clone(),
-            live: self.inner.live.clone(),
-        };
-        let feeder = tokio::spawn(feeder.run(feeding.clone()));
+        let began = status.guest_us.map(|guest_us| GuestClock { wall_us, guest_us });
         let running = Running {
-            cpu: control.cpu().await?,
-            control: machine.control().clone(),
+            cpu: status.cpu,
+            control,
             rfb: machine.folder().rfb(),
             flash: flash.clone(),
             width: config.width as u16,
             height: config.height as u16,
         };
+        let fed = beginning.input.saturating_sub(1);
+        let feeder = Feeder {
+            phone: self.phone.clone(),
+            logs: self.inner.logs.clone(),
+            flash: flash.clone(),
+            control: running.control.clone(),
+            width: running.width,
+            height: running.height,
+            beginning,
+            blank: (!resumed).then_some(status.generation),
+            clock: if resumed { parked_clock.or(began) } else { began },
+            gate: Arc::new(gate),
+            status: self.status.clone(),
+            live: self.inner.live.clone(),
+        };
         let pid = machine.pid();
-        let feeder = Some(feeder);
-        self.running = Some(Keeping { machine, events, flash, base: parked_base.or_else(|| base.as_ref().map(|base| base.path.clone())), server, feeding, feeder, fed: None, _slot: slot });
+        let began_with = parked_base.or_else(|| base.as_ref().map(|base| base.path.clone()));
+        let feeding = self.inner.stop.child_token();
+        let mut keeping =
+            Keeping { machine, events, flash, base: began_with, server, feeding: feeding.clone(), food: feeder.clone(), feeder: None, fed: None, _slot: slot };
+        keeping.feed(feeder, feeding);
+        self.running = Some(keeping);
         self.status.send_modify(|status| {
             status.running = Some(running);
             status.pid = pid;
@@ -364,13 +359,8 @@ impl Keeper {
         self.set(TwinState::Parking, "");
         let saved = async {
             let folder = Folder::make(&folder)?;
-            control.pause().await?;
-            let differs = control.save(&folder.path().join("machine"), false).await?;
-            let path = folder.path().to_owned();
-            tokio::task::spawn_blocking(move || flash.save(&path.join("layer")))
-                .await
-                .map_err(|_| TwinError::Stopping)??;
-            let record = serde_json::to_vec(&Parked { fed: fed.position, boot_id: fed.boot_id, image, base: base.filter(|_| differs), clock: fed.clock }).unwrap_or_default();
+            let base = save(&control, flash, folder.path(), base).await?.base;
+            let record = serde_json::to_vec(&Parked { fed: fed.position, boot_id: fed.boot_id, image, base, clock: fed.clock }).unwrap_or_default();
             // Last: its presence says that the rest is whole.
             let path = folder.path().join("parked.json");
             std::fs::write(&path, record)
@@ -384,6 +374,19 @@ impl Keeper {
             Err(_) => remove(&folder),
         }
         result
+    }
+
+    /// Saves the running machine and what its guest wrote into `folder`. The machine goes on, and is fed on.
+    async fn copy(&mut self, folder: &Path) -> Result<Copied, TwinError> {
+        let stop = self.inner.stop.clone();
+        let keeping = self.running.as_mut().ok_or(TwinError::NotRunning)?;
+        let fed = keeping.stop_feeding().await.ok_or(TwinError::Stopping)?;
+        let control = keeping.machine.control().clone();
+        let saved = save(&control, keeping.flash.clone(), folder, keeping.base.clone()).await;
+        control.resume().await?;
+        let beginning = Beginning { files: fed.position, input: fed.position + 1, boot_id: fed.boot_id };
+        keeping.feed(Feeder { beginning, blank: None, clock: fed.clock, ..keeping.food.clone() }, stop.child_token());
+        Ok(Copied { saved: saved?, layer: folder.join(LAYER), position: fed.position })
     }
 
     async fn stop(&mut self) -> Result<(), TwinError> {
@@ -416,13 +419,6 @@ impl Keeper {
         if let Some(Err(error)) = futures::future::OptionFuture::from(feeder).await {
             warn!(phone = %self.phone, %error, "the twin's feeder failed");
         }
-    }
-
-    fn binary(&self) -> Result<PathBuf, TwinError> {
-        if let Some(binary) = &self.inner.config.binary {
-            return Ok(binary.clone());
-        }
-        Ok(binary_beside_us())
     }
 
     fn parked_folder(&self) -> PathBuf {
@@ -481,6 +477,13 @@ impl Keeping {
         }
     }
 
+    /// Has `feeder` feed it until `feeding` is cancelled.
+    fn feed(&mut self, feeder: Feeder, feeding: CancellationToken) {
+        self.feeding = feeding.clone();
+        self.feeder = Some(tokio::spawn(feeder.run(feeding)));
+        self.fed = None;
+    }
+
     /// Stops the feeder between two events; says how far it came.
     async fn stop_feeding(&mut self) -> Option<Fed> {
         self.feeding.cancel();
@@ -495,12 +498,17 @@ impl Keeping {
     }
 }
 
-fn ended(how: String, last_words: &str) -> Happened {
-    Happened::Ended(End { at_us: now_us(), how, last_words: last_words.to_owned() })
+/// Pauses a machine and saves it into `folder`, with what its guest wrote. `base` is what it began with.
+async fn save(control: &Control, flash: TwinFlash, folder: &Path, base: Option<PathBuf>) -> Result<Saved, TwinError> {
+    control.pause().await?;
+    let (path, layer) = (folder.join(MACHINE), folder.join(LAYER));
+    let differs = control.save(&path, false).await?;
+    tokio::task::spawn_blocking(move || flash.save(&layer)).await.map_err(|_| TwinError::Stopping)??;
+    Ok(Saved { path, base: base.filter(|_| differs), verify: false })
 }
 
-fn listen(path: PathBuf) -> Result<UnixListener, ProcessError> {
-    UnixListener::bind(&path).map_err(|source| ProcessError::File { action: "listen on", path, source })
+fn ended(how: String, last_words: &str) -> Happened {
+    Happened::Ended(End { at_us: now_us(), how, last_words: last_words.to_owned() })
 }
 
 struct Prepared {
@@ -523,7 +531,7 @@ fn prepare(inner: &Inner, phone: &crate::phones::Phone, parked: Option<PathBuf>)
         let record = read.and_then(|bytes| serde_json::from_slice::<Parked>(&bytes).ok());
         // A machine goes on only on the image that it was saved with.
         if let Some(record) = record.filter(|record| record.image == image.manifest().hash) {
-            let flash = inner.flashes.twin(phone, record.fed, Some(&folder.join("layer")), lead)?;
+            let flash = inner.flashes.twin(phone, record.fed, Some(&folder.join(LAYER)), lead)?;
             let beginning = Beginning { files: record.fed, input: record.fed + 1, boot_id: record.boot_id };
             return Ok(Prepared { flash, image, beginning, base: record.base, clock: record.clock, wall_us: wall_now_us() });
         }
@@ -546,7 +554,7 @@ pub fn binary_beside_us() -> PathBuf {
     }
 }
 
-fn remove(folder: &std::path::Path) {
+fn remove(folder: &Path) {
     match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             warn!(folder = %folder.display(), %error, "cannot remove a parked machine");

@@ -7,8 +7,10 @@
 mod base;
 pub mod control;
 mod decide;
+mod fork;
 mod gate;
 mod keeper;
+mod launch;
 pub mod process;
 mod shortage;
 
@@ -27,6 +29,8 @@ use base::Bases;
 use shortage::Candidate;
 pub use control::{Control, ControlError};
 pub use decide::TwinState;
+pub use fork::Fork;
+use fork::Forks;
 pub use gate::Gate;
 pub use keeper::binary_beside_us;
 use keeper::{Keeper, Request};
@@ -53,6 +57,10 @@ pub enum TwinError {
     TooMany(usize),
     #[error("the phone's first scan of its files has not been received yet; the twin starts by itself when it has")]
     Incomplete,
+    #[error("{0} forks of this twin run already, as many as may; end one first")]
+    TooManyForks(usize),
+    #[error("this twin has no fork {0}")]
+    NoFork(u32),
     #[error("the twin does not run, so it cannot be parked")]
     NothingToPark,
     #[error("no machine can begin with the image's base snapshot: {0}")]
@@ -134,6 +142,7 @@ struct Inner {
     /// Folders of parked machines.
     parked: PathBuf,
     bases: Bases,
+    forks: Forks,
     slots: Arc<Semaphore>,
     phones: Phones,
     flashes: Flashes,
@@ -195,13 +204,20 @@ pub struct TwinsParts {
     pub stop: CancellationToken,
 }
 
+impl Inner {
+    /// The program of machines' processes.
+    fn binary(&self) -> PathBuf {
+        self.config.binary.clone().unwrap_or_else(binary_beside_us)
+    }
+}
+
 impl Twins {
     pub fn new(parts: TwinsParts) -> Twins {
         let TwinsParts { config, runtime, parked, phones, flashes, logs, leads, origins, live, tasks, stop } = parts;
         let slots = Arc::new(Semaphore::new(config.running_max));
-        let (keepers, bases) = (Mutex::default(), Bases::default());
+        let (keepers, bases, forks) = (Mutex::default(), Bases::default(), Forks::default());
         let inner =
-            Inner { config, runtime, parked, bases, slots, phones, flashes, logs, leads, origins, live, tasks, stop, keepers };
+            Inner { config, runtime, parked, bases, forks, slots, phones, flashes, logs, leads, origins, live, tasks, stop, keepers };
         Twins { inner: Arc::new(inner) }
     }
 

@@ -8,8 +8,8 @@
 //! go [seed=HEX] [time=SECONDS[.NANOSECONDS]] [host=NAME] [machine=HEX] [serial=TEXT] [mac=ADDRESS]
 //! ```
 //! A word that it does not know is for a later image. Names are left as files in [`IDENTITY`], for /init to put where the system
-//! looks for them. A process of it stays on the port and heeds the seed and the time of every later line: a machine that goes on after
-//! its clock has stood still is told what time it is.
+//! looks for them. A process of it stays on the port and heeds every later line, but for the network card's address: a machine that goes on
+//! after its clock has stood still is told what time it is, and one that was copied while it ran, who it is now.
 
 mod entropy;
 mod line;
@@ -24,6 +24,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
+use nix::unistd::sethostname;
 
 use line::{LINE_BYTES_MAX, Line};
 
@@ -33,8 +34,8 @@ const IDENTITY: &str = "/run/identity";
 const LOOK: Duration = Duration::from_millis(50);
 /// The same where nobody is in a hurry.
 const LOOK_LATER: Duration = Duration::from_secs(1);
-/// As an argument: the process that stays. The root that it began in is about to vanish, so it has the port as its standard input, and the
-/// device of random numbers as its standard output.
+/// As an argument: the process that stays. The root that it began in is about to vanish, so it has the port as its standard input, the
+/// device of random numbers as its standard output, and [`IDENTITY`] as its working directory.
 const STAY: &str = "stay";
 const RANDOM: &str = "/dev/random";
 
@@ -46,13 +47,10 @@ fn main() -> Result<()> {
     let port = File::open(PORT).with_context(|| format!("cannot open {PORT}"))?;
     let random = File::options().read(true).write(true).open(RANDOM).with_context(|| format!("cannot open {RANDOM}"))?;
     let line = Line::parse(&wait(&port, LOOK)?)?;
-    heed(&line, &random)?;
-    if let Some(host) = line.host() {
-        fs::write("/proc/sys/kernel/hostname", host).context("cannot set the host name")?;
-    }
-    leave(&line, Path::new(IDENTITY)).with_context(|| format!("cannot write to {IDENTITY}"))?;
+    fs::create_dir_all(IDENTITY).with_context(|| format!("cannot make {IDENTITY}"))?;
+    heed(&line, &random, Path::new(IDENTITY))?;
     // The port stays open: closing it would drop what was not yet read.
-    Command::new("/proc/self/exe").arg(STAY).stdin(port).stdout(random).spawn().context("cannot stay")?;
+    Command::new("/proc/self/exe").arg(STAY).stdin(port).stdout(random).current_dir(IDENTITY).spawn().context("cannot stay")?;
     Ok(())
 }
 
@@ -60,14 +58,14 @@ fn main() -> Result<()> {
 fn stay(port: &File, random: &File) -> Result<()> {
     loop {
         let line = wait(port, LOOK_LATER)?;
-        if let Err(error) = Line::parse(&line).and_then(|line| heed(&line, random)) {
+        if let Err(error) = Line::parse(&line).and_then(|line| heed(&line, random, Path::new("."))) {
             eprintln!("gate: {error:#}");
         }
     }
 }
 
-/// What can be heeded at any time.
-fn heed(line: &Line, random: &File) -> Result<()> {
+/// Makes the machine what the line says; names go into `folder`.
+fn heed(line: &Line, random: &File, folder: &Path) -> Result<()> {
     if !line.seed.is_empty() {
         entropy::reseed(random, &line.seed).context("cannot seed the kernel's random numbers")?;
     }
@@ -75,7 +73,10 @@ fn heed(line: &Line, random: &File) -> Result<()> {
         clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(time))
             .context("cannot set the clock")?;
     }
-    Ok(())
+    if let Some(host) = line.host() {
+        sethostname(host).context("cannot set the host name")?;
+    }
+    leave(line, folder).context("cannot write the machine's names")
 }
 
 /// Reads one line.
@@ -102,9 +103,9 @@ fn wait(mut port: &File, look: Duration) -> Result<String> {
     }
 }
 
-/// Writes each name into a file of its own; no file where there is no name.
+/// Writes each name into a file of its own; no file where there is no name. A file that is there stays the same one, over which the system's
+/// is mounted.
 fn leave(line: &Line, folder: &Path) -> std::io::Result<()> {
-    fs::create_dir_all(folder)?;
     line.names
         .iter()
         .try_for_each(|(name, text)| fs::write(folder.join(name), format!("{text}\n")))

@@ -1,9 +1,9 @@
-import { Button, Code, Group, Loader, Paper, Stack, Text } from '@mantine/core';
-import { IconCircleCheck, IconPlayerPause, IconPlayerPlay, IconPlayerStop } from '@tabler/icons-react';
+import { Anchor, Button, Code, Group, Loader, Paper, Stack, Text } from '@mantine/core';
+import { IconCircleCheck, IconCopy, IconPlayerPause, IconPlayerPlay, IconPlayerStop } from '@tabler/icons-react';
 import { useMutation, useQueryClient } from '@tanstack/react-query';
 import { type ReactNode, useState } from 'react';
 
-import { actOnTwin, screenAt, type Me, type Phone, type TwinAction } from '../api';
+import { actOnTwin, endFork, forkTwin, screenAt, type Fork, type Me, type Phone } from '../api';
 import { Confirm } from '../parts/Confirm';
 import { Facts, twinProgress } from '../parts/Facts';
 import { Failure } from '../parts/Failure';
@@ -26,6 +26,9 @@ export function Twin({ phone, me }: { phone: Phone; me: Me }) {
         <Screen label="Twin" note={<Following phone={phone} mine={mine} />} url={running ? screenAt(phone.id, 'twin') : null} live={mine} led={mine}>
           <NotRunning phone={phone} />
         </Screen>
+        {phone.twin.forks.map((fork) => (
+          <Forked key={fork.number} phone={phone} fork={fork} />
+        ))}
       </div>
       <div className={classes.side}>
         <div className={classes.control}>
@@ -36,6 +39,25 @@ export function Twin({ phone, me }: { phone: Phone; me: Me }) {
       </div>
     </div>
   );
+}
+
+/** A copy of the twin, and how to be rid of it. */
+function Forked({ phone, fork }: { phone: Phone; fork: Fork }) {
+  const queries = useQueryClient();
+  const end = useMutation({
+    mutationFn: () => endFork(phone.id, fork.number),
+    onSettled: () => queries.invalidateQueries({ queryKey: ['phone', phone.id] }),
+  });
+  const note = (
+    <Group gap={6} justify="center" component="span">
+      Try anything: nothing goes to the phone
+      <Anchor component="button" size="xs" disabled={end.isPending} onClick={() => end.mutate()}>
+        End it
+      </Anchor>
+      <Failure error={end.error} />
+    </Group>
+  );
+  return <Screen label={`Copy ${fork.number}`} note={note} url={screenAt(phone.id, `twin/forks/${fork.number}`)} live />;
 }
 
 /** How the twin is doing, under its name. */
@@ -66,7 +88,7 @@ function NotRunning({ phone }: { phone: Phone }) {
       <Text fw={600}>The twin is {twin.state}</Text>
       <Text size="sm">{hint()}</Text>
       {standing === 'released' && (
-        <TwinButton phone={phone} action="start" icon={<IconPlayerPlay size={16} />} label={twin.state === 'parked' ? 'Resume the twin' : 'Start the twin'} />
+        <TwinButton phone={phone} act={() => actOnTwin(phone.id, 'start')} icon={<IconPlayerPlay size={16} />} label={twin.state === 'parked' ? 'Resume the twin' : 'Start the twin'} />
       )}
     </Stack>
   );
@@ -93,7 +115,8 @@ function Machine({ phone }: { phone: Phone }) {
               </Text>
             )}
             <Group grow>
-              <TwinButton phone={phone} action="park" icon={<IconPlayerPause size={16} />} label="Park" />
+              <TwinButton phone={phone} act={() => forkTwin(phone.id)} icon={<IconCopy size={16} />} label="Copy" />
+              <TwinButton phone={phone} act={() => actOnTwin(phone.id, 'park')} icon={<IconPlayerPause size={16} />} label="Park" />
               <Button variant="default" leftSection={<IconPlayerStop size={16} />} onClick={() => stop(true)}>
                 Stop
               </Button>
@@ -132,18 +155,18 @@ function LastEnd({ end }: { end: NonNullable<Phone['twin']['last_end']> }) {
   );
 }
 
-function TwinButton({ phone, action, icon, label }: { phone: Phone; action: TwinAction; icon: ReactNode; label: string }) {
+function TwinButton({ phone, act, icon, label }: { phone: Phone; act: () => Promise<unknown>; icon: ReactNode; label: string }) {
   const queries = useQueryClient();
-  const act = useMutation({
-    mutationFn: () => actOnTwin(phone.id, action),
+  const action = useMutation({
+    mutationFn: act,
     onSettled: () => queries.invalidateQueries({ queryKey: ['phone', phone.id] }),
   });
   return (
     <>
-      <Button variant="default" leftSection={icon} loading={act.isPending} onClick={() => act.mutate()}>
+      <Button variant="default" leftSection={icon} loading={action.isPending} onClick={() => action.mutate()}>
         {label}
       </Button>
-      <Failure error={act.error} />
+      <Failure error={action.error} />
     </>
   );
 }

@@ -1,0 +1,155 @@
+//! Forks: copies of running twins, to try things on. A fork has its twin's memory and files as they were at that moment, both
+//! copy-on-write; what happens on it stays there, and no log is given to it.
+//!
+//! Promises: the twin goes on; a fork counts as a running machine, and ends when it is told to, when its guest does, or with the
+//! appliance; nothing of it is kept.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use store::PhoneId;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::gate::Identity;
+use super::keeper::{Copied, Request};
+use super::launch::{self, Launched};
+use super::process::{Folder, ProcessError};
+use super::{Running, TwinError, Twins, lock};
+use crate::live::Notice;
+use crate::phones::now_us;
+use crate::replay::wall_now_us;
+
+/// Of one twin at a time.
+const FORKS_MAX: usize = 4;
+
+#[derive(Default)]
+pub(super) struct Forks(Mutex<HashMap<PhoneId, OfOne>>);
+
+/// Of one twin.
+#[derive(Default)]
+struct OfOne {
+    /// Numbers are not used again: one that ends may still be about to clear its folder away.
+    last_number: u32,
+    running: BTreeMap<u32, Fork>,
+}
+
+/// A fork that runs.
+#[derive(Debug, Clone)]
+pub struct Fork {
+    pub number: u32,
+    pub at_us: u64,
+    /// The last event of the log that its twin had been given.
+    pub position: u64,
+    pub running: Running,
+    end: CancellationToken,
+}
+
+impl Forks {
+    fn list(&self, phone: &PhoneId) -> Vec<Fork> {
+        lock(&self.0).get(phone).map(|forks| forks.running.values().cloned().collect()).unwrap_or_default()
+    }
+
+    fn next_number(&self, phone: &PhoneId) -> Result<u32, TwinError> {
+        let mut all = lock(&self.0);
+        let forks = all.entry(phone.clone()).or_default();
+        if forks.running.len() >= FORKS_MAX {
+            return Err(TwinError::TooManyForks(FORKS_MAX));
+        }
+        forks.last_number += 1;
+        Ok(forks.last_number)
+    }
+
+    fn add(&self, phone: &PhoneId, fork: Fork) {
+        lock(&self.0).entry(phone.clone()).or_default().running.insert(fork.number, fork);
+    }
+
+    fn remove(&self, phone: &PhoneId, number: u32) {
+        if let Some(forks) = lock(&self.0).get_mut(phone) {
+            forks.running.remove(&number);
+        }
+    }
+}
+
+impl Twins {
+    /// Forks a running twin. It stands still for as long as it takes to write what it differs from its base snapshot.
+    pub async fn fork(&self, phone: &PhoneId) -> Result<Fork, TwinError> {
+        let slots = self.inner.slots.clone();
+        let slot = slots.try_acquire_owned().map_err(|_| TwinError::TooMany(self.running_max()))?;
+        let number = self.inner.forks.next_number(phone)?;
+        let folder = Folder::make(&self.inner.runtime.join(format!("{phone}.{number}")))?;
+        let path = folder.path().to_owned();
+        let (reply, answer) = oneshot::channel();
+        let requests = self.keeper(phone).requests;
+        requests.send(Request::Copy(path, reply)).await.map_err(|_| TwinError::Stopping)?;
+        let Copied { saved, layer, position } = answer.await.map_err(|_| TwinError::Stopping)??;
+
+        let (inner, whose) = (self.inner.clone(), self.inner.phones.find(phone.as_str()).map_err(|_| TwinError::NotRunning)?);
+        let identity = Identity::of_fork(&whose.id, number);
+        let prepared = tokio::task::spawn_blocking(move || -> Result<_, TwinError> {
+            let image = inner.flashes.image_of(&whose)?;
+            Ok((inner.flashes.twin(&whose, position, Some(&layer), None)?, image))
+        });
+        let (flash, image) = prepared.await.map_err(|_| TwinError::Stopping)??;
+        let config = launch::config(&image, Some(saved));
+        let launched = launch::launch(&self.inner.binary(), folder, &config, &flash).await?;
+        let told = launched.gate.open(&identity, wall_now_us());
+        told.map_err(|source| ProcessError::File { action: "write to", path: launched.machine.folder().gate(), source })?;
+        let control = launched.machine.control().clone();
+        let running = Running {
+            cpu: control.status().await?.cpu,
+            control,
+            rfb: launched.machine.folder().rfb(),
+            flash,
+            width: config.width as u16,
+            height: config.height as u16,
+        };
+        let end = self.inner.stop.child_token();
+        let fork = Fork { number, at_us: now_us(), position, running, end };
+        self.inner.forks.add(phone, fork.clone());
+        info!(%phone, number, position, "twin forked");
+        self.inner.tasks.spawn(self.clone().keep_fork(phone.clone(), fork.clone(), launched, slot));
+        self.inner.live.tell(Notice::Twin { phone: phone.clone() });
+        Ok(fork)
+    }
+
+    /// Those that run, by number.
+    pub fn forks(&self, phone: &PhoneId) -> Vec<Fork> {
+        self.inner.forks.list(phone)
+    }
+
+    pub fn a_fork(&self, phone: &PhoneId, number: u32) -> Result<Fork, TwinError> {
+        self.forks(phone).into_iter().find(|fork| fork.number == number).ok_or(TwinError::NoFork(number))
+    }
+
+    /// Has it end; it is gone soon.
+    pub fn end_fork(&self, phone: &PhoneId, number: u32) -> Result<(), TwinError> {
+        self.a_fork(phone, number).map(|fork| fork.end.cancel())
+    }
+
+    async fn keep_fork(self, phone: PhoneId, fork: Fork, launched: Launched, _slot: OwnedSemaphorePermit) {
+        let Launched { mut machine, mut events, server, gate: _gate } = launched;
+        let exit = async {
+            while let Ok(event) = events.recv().await {
+                if event.event == "exit" {
+                    return event.reason;
+                }
+            }
+            std::future::pending().await
+        };
+        let how = tokio::select! {
+            () = fork.end.cancelled() => "it was told to".to_owned(),
+            how = machine.ended() => how,
+            how = exit => format!("its guest ended by {how}"),
+        };
+        self.inner.forks.remove(&phone, fork.number);
+        machine.end().await;
+        if let Ok(Err(error)) = server.await {
+            warn!(%phone, number = fork.number, %error, "the fork's flash server failed");
+        }
+        info!(%phone, number = fork.number, how, "fork ended");
+        self.inner.live.tell(Notice::Twin { phone });
+    }
+}
