@@ -185,8 +185,8 @@ fn clones_of_a_machine_saved_at_the_gate_are_individuals() {
 #[test]
 fn an_idle_hour_passes_at_once() {
     const SLEEP: &str = "read -r up _ </proc/uptime; sleep 1000; read -r woken _ </proc/uptime; echo SL''EPT $up $woken E''ND\n";
-    let dir = tempfile::tempdir().unwrap();
-    let (socket, image) = (dir.path().join("flash.sock"), image(ARM64));
+    let (dir, image) = (tempfile::tempdir().unwrap(), image(ARM64));
+    let socket = dir.path().join("flash.sock");
     serve(&socket, view(&image));
     let mut twin = Twin::start(dir.path(), &image, |config| {
         config["flash"] = json!({"tag": "flash", "socket": socket});
