@@ -10,6 +10,7 @@ use pollux::app::Appliance;
 use pollux::config::{StoreBackend, image_folder_default};
 use pollux::input::{self, Point};
 use pollux::twin::binary_beside_us;
+use pollux::twin::process::Cage;
 use serde_json::{Value, json};
 use support::{Client, FakePhone, Stream, config, control, event, stranger};
 use sync_protocol::chunking;
@@ -32,10 +33,18 @@ fn lacking(image: &str) -> Option<String> {
     (!binary.is_file()).then(|| format!("{} is not built", binary.display()))
 }
 
+/// Whoever starts the tests says that this host does not permit a whole cage.
+fn partial_cage() -> bool {
+    std::env::var_os("POLLUX_CAGE").is_some_and(|cage| cage == "partial")
+}
+
 async fn started(data: &Path, store: StoreBackend) -> Appliance {
     let mut config = config(data, store);
     config.images = image_folder_default();
     config.lease_lifetime = Duration::from_secs(600);
+    if partial_cage() {
+        config.twins.cage = Cage::Partial;
+    }
     Appliance::start(config).await.expect("started")
 }
 
@@ -370,7 +379,7 @@ fn is_note(change: &wire::AppliedChange) -> bool {
 /// As many run as may: one that nobody uses makes room for the one that a person asks for, and says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_least_used_twin_makes_room_for_one_that_is_asked_for() {
-    if let Some(lacking) = lacking() {
+    if let Some(lacking) = lacking(ARM64) {
         eprintln!("skipped: {lacking}");
         return;
     }
@@ -383,7 +392,7 @@ async fn the_least_used_twin_makes_room_for_one_that_is_asked_for() {
     let mut streams = Vec::new();
     for serial in ["A", "B"] {
         let mut phone = stranger(&appliance, serial);
-        phone.image = IMAGE.into();
+        phone.image = ARM64.into();
         assert!(phone.register(&admin.new_code().await).await.expect("registered"));
         let (mut stream, _) = phone.stream(1, 2).await;
         stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
@@ -418,7 +427,7 @@ async fn the_least_used_twin_makes_room_for_one_that_is_asked_for() {
 /// there when it happened.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_twin_catches_up_through_its_phones_pauses() {
-    if let Some(lacking) = lacking() {
+    if let Some(lacking) = lacking(ARM64) {
         eprintln!("skipped: {lacking}");
         return;
     }
@@ -427,7 +436,7 @@ async fn a_twin_catches_up_through_its_phones_pauses() {
     let data = tempfile::tempdir().expect("folder");
     let appliance = started(data.path(), StoreBackend::Memory).await;
     let admin = Client::admin(&appliance);
-    let phone = phone(&appliance).await;
+    let phone = phone(&appliance, ARM64).await;
     let (mut stream, _) = phone.stream(1, 100).await;
     let now_us = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_micros() as i64;
     let began_us = now_us - SPAN_US - SECOND_US;

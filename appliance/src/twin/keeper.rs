@@ -275,6 +275,7 @@ impl Keeper {
             mac: None,
             gate: true,
             restore: saved,
+            cage: self.inner.config.cage,
         };
         let folder = Folder::make(&self.inner.runtime.join(self.phone.as_str()))?;
         let (flash_door, gate_door) = (listen(folder.flash())?, listen(folder.gate())?);
