@@ -13,6 +13,7 @@
 //! binary = "/usr/lib/pollux/pollux-twin"
 //! autostart = true
 //! running_max = 8
+//! cage = "whole"                                  # "partial" where the host does not permit all of it
 //! [images]
 //! folder = "/var/cache/pollux/images"
 //! [store]
@@ -24,6 +25,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use crate::twin::process::Cage;
 
 /// Names and addresses in the server certificate; more would make it too large for some TLS stacks.
 const NAMES_MAX: usize = 32;
@@ -59,6 +62,7 @@ pub struct TwinsConfig {
     pub running_max: usize,
     /// How often a twin that crashed is started again within ten minutes before it is left parked.
     pub restarts_max: u32,
+    pub cage: Cage,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -77,6 +81,7 @@ pub struct Overrides {
     pub http_listen: Option<SocketAddr>,
     pub twin_binary: Option<PathBuf>,
     pub names: Vec<String>,
+    pub cage: Option<Cage>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +126,7 @@ struct TwinsSection {
     autostart: Option<bool>,
     running_max: Option<usize>,
     restarts_max: Option<u32>,
+    cage: Option<Cage>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -150,7 +156,7 @@ impl Config {
             sync_listen: SocketAddr::from(([0, 0, 0, 0], 7443)),
             http_listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
             store: StoreBackend::Sled,
-            twins: TwinsConfig { binary: None, autostart: true, running_max: 8, restarts_max: 3 },
+            twins: TwinsConfig { binary: None, autostart: true, running_max: 8, restarts_max: 3, cage: Cage::Whole },
             images: image_folder_default(),
             login_lifetime: Duration::from_secs(12 * 3600),
             lease_lifetime: Duration::from_secs(60),
@@ -238,6 +244,7 @@ fn merge(data: &Path, file: FileConfig, overrides: Overrides) -> Result<Config, 
         config.twins.restarts_max = ranged("twins.restarts_max", max, 0, 100)?;
     }
     config.twins.binary = overrides.twin_binary.or(file.twins.binary);
+    config.twins.cage = overrides.cage.or(file.twins.cage).unwrap_or(config.twins.cage);
     config.twins.autostart = file.twins.autostart.unwrap_or(config.twins.autostart);
     config.images = file.images.folder.unwrap_or(config.images);
     config.store = file.store.backend.unwrap_or(config.store);
@@ -292,6 +299,13 @@ mod tests {
         let listen: SocketAddr = "127.0.0.1:2".parse().expect("address");
         let config = merge(Path::new("/d"), file, Overrides { http_listen: Some(listen), ..Overrides::default() });
         assert_eq!(config.expect("valid").http_listen, listen);
+    }
+
+    #[test]
+    fn a_lesser_cage_must_be_asked_for() {
+        assert_eq!(load("").expect("valid").twins.cage, Cage::Whole);
+        assert_eq!(load("[twins]\ncage = \"partial\"").expect("valid").twins.cage, Cage::Partial);
+        assert!(load("[twins]\ncage = \"none\"").is_err());
     }
 
     #[test]

@@ -311,6 +311,11 @@ impl TwinFlash {
         Ok(applied.paths.iter().map(text).collect())
     }
 
+    /// Of the log, up to which the phone's files are there.
+    pub fn position(&self) -> u64 {
+        self.view.flash().position()
+    }
+
     /// When the guest last changed something, if it ever has.
     pub fn changed_at(&self) -> Option<Instant> {
         self.view.changed_at()

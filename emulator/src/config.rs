@@ -14,20 +14,23 @@
 //!   "rfb_socket": "/…/rfb.sock",
 //!   "restore": null,
 //!   "base": null,
-//!   "verify": false }
+//!   "verify": false,
+//!   "cage": "whole" }
 //! ```
 //! The CPU's model decides which machine it is: arm64 (`cortex-a53`, `cortex-a57`, `cortex-a72`, emulated) or x86-64: `qemu64`
 //! is emulated, `host` is the host's own by KVM, and `x86-64` is the latter where KVM runs guests and else the former, which is slow.
 //! `image`, `control_socket` and `rfb_socket` must be there; the rest has the defaults that [`TwinConfig`] names. An unknown key is
-//! an error. The process listens on `control_socket` and `rfb_socket` and connects to all others when it boots or
-//! restores. With `restore`, the machine begins as saved in that file, paused - with `base`, if it was saved as what differs from it;
-//! with `verify`, only after all RAM in that file was compared with its digest.
+//! an error. The process listens on `control_socket` and `rfb_socket`, opens all files and connects to all other sockets when it
+//! starts. With `restore`, the machine begins as saved in that file, paused - with `base`, if it was saved as what differs from it;
+//! with `verify`, only after all RAM in that file was compared with its digest. `cage` is `whole`, or `partial` where the host does
+//! not permit all of it ([`crate::cage`]).
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::cage::Strictness;
 use crate::cpu::CpuModel;
 use crate::processor::Model;
 
@@ -86,6 +89,8 @@ pub struct TwinConfig {
     pub base: Option<PathBuf>,
     #[serde(default)]
     pub verify: bool,
+    #[serde(default)]
+    pub cage: Strictness,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -265,6 +270,7 @@ mod tests {
         assert_eq!((config.ram_bytes(), config.display.width, config.display.height), (256 << 20, 360, 720));
         assert_eq!((config.cpu.model, config.cpu.tcg_buffer_mib), (Model::Arm64(CpuModel::CortexA53), 32));
         assert!(config.flash.is_none() && config.net.is_none() && config.restore.is_none() && !config.verify);
+        assert_eq!(config.cage, Strictness::Whole);
     }
 
     #[test]
@@ -274,11 +280,13 @@ mod tests {
             "ram_mib": 512, "display": {"width": 720, "height": 1440}, "cpu": {"model": "cortex-a72", "tcg_buffer_mib": 8},
             "disks": [{"path": "/d", "read_only": false}], "flash": {"tag": "flash", "socket": "/f"},
             "net": {"mac": "02:00:00:00:00:fE", "socket": "/n"}, "ports": [{"name": "org.pollux.gate", "socket": "/g"}],
-            "console_log": "/l", "control_socket": "/c", "rfb_socket": "/r", "restore": null, "base": null, "verify": true
+            "console_log": "/l", "control_socket": "/c", "rfb_socket": "/r", "restore": null, "base": null, "verify": true,
+            "cage": "partial"
         });
         let config = parse(&all).unwrap();
         assert!(config.verify);
         assert_eq!(config.net.unwrap().mac, Mac([2, 0, 0, 0, 0, 0xfe]));
+        assert_eq!(config.cage, Strictness::Partial);
         let mut nulls = all;
         for key in ["flash", "net", "console_log"] {
             nulls[key] = Value::Null;
@@ -304,6 +312,7 @@ mod tests {
             ("ports", json!([{"name": "a", "socket": "/run/c"}]), "there twice"),
             ("control_socket", json!(long), "108 bytes"),
             ("disks", json!([{"path": 5}]), "invalid type"),
+            ("cage", json!("none"), "unknown variant `none`"),
         ] {
             let mut config = minimal();
             config[key] = value;

@@ -3,6 +3,7 @@
 //! GPL-2.0-only, because it links Unicorn. Nothing else of Pollux links this crate: the appliance reaches a machine over
 //! its control socket.
 
+pub mod cage;
 pub mod config;
 pub mod cpu;
 mod engine;

@@ -59,7 +59,7 @@ fn lives_on_its_flash(image: &Image) {
 
     twin.get(json!({"op": "pause"}));
     let saved = dir.path().join("saved");
-    twin.get(json!({"op": "save", "path": saved}));
+    twin.save(&saved);
     twin.get(json!({"op": "stop"}));
     assert!(twin.ended().success());
 
@@ -150,7 +150,7 @@ fn clones_of_a_machine_saved_at_the_gate_are_individuals() {
     let at_gate = twin.get(json!({"op": "port_wait", "name": GATE, "timeout_ms": PATIENCE.as_millis() as u64}));
     assert_eq!(at_gate["open"], true, "{}", twin.console());
     twin.get(json!({"op": "pause"}));
-    twin.get(json!({"op": "save", "path": base}));
+    twin.save(&base);
     twin.get(json!({"op": "stop"}));
     assert!(twin.ended().success());
 
@@ -213,7 +213,7 @@ fn an_idle_hour_passes_at_once() {
     twin.get(json!({"op": "pause"}));
     let stands = clock(&mut twin);
     let saved = dir.path().join("saved");
-    twin.get(json!({"op": "save", "path": saved}));
+    twin.save(&saved);
     assert_eq!(clock(&mut twin), stands);
     twin.get(json!({"op": "stop"}));
     assert!(twin.ended().success());

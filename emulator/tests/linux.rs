@@ -2,6 +2,8 @@
 
 mod guest;
 
+use std::fs::File;
+
 use emulator::cpu::{CpuConfig, CpuModel, ENGINE_BUILD};
 use guest::{Console, Guest, PATIENCE, PROMPT, config};
 use vmm::machine::ExitReason;
@@ -51,7 +53,7 @@ fn a_saved_machine_goes_on_in_others() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("saved");
     let state = console.machine.save().unwrap();
-    snapshot::write(&file, ENGINE_BUILD, &state, console.machine.ram(), None).unwrap();
+    snapshot::write(&File::create(&file).unwrap(), ENGINE_BUILD, &state, console.machine.ram(), None).unwrap();
     console.machine.resume().unwrap();
     assert_eq!(console.command("cat /tmp/note"), "before");
 
@@ -113,7 +115,7 @@ mod x86 {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("saved");
         let state = console.machine.save().unwrap();
-        snapshot::write(&file, ENGINE_BUILD, &state, console.machine.ram(), None).unwrap();
+        snapshot::write(&File::create(&file).unwrap(), ENGINE_BUILD, &state, console.machine.ram(), None).unwrap();
         console.machine.resume().unwrap();
         assert_eq!(console.command("cat /tmp/note"), "before");
 

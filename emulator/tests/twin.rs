@@ -144,7 +144,7 @@ fn used_saved_and_restored(phone: &str) -> String {
     assert_eq!(twin.get(json!({"op": "status"}))["guest_uptime_ms"], paused["guest_uptime_ms"]);
     assert_eq!(twin.sha256(), typed);
     let saved = dir.path().join("saved");
-    twin.get(json!({"op": "save", "path": saved}));
+    twin.save(&saved);
     twin.get(json!({"op": "resume"}));
     twin.changed_screen(before);
     twin.get(json!({"op": "stop"}));
@@ -189,6 +189,93 @@ fn a_viewer_sees_and_touches_the_phone() {
         }
     }
     drop(viewer);
+    twin.get(json!({"op": "stop"}));
+    assert!(twin.ended().success());
+}
+
+/// The process in the cage: the only child of the one that was started.
+fn caged(twin: &Twin) -> u32 {
+    let id = twin.process.id();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    children.trim().parse().expect("one child")
+}
+
+fn status_of(process: &str) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    text.lines().filter_map(|line| line.split_once(':')).map(|(key, value)| (key.into(), value.trim().into())).collect()
+}
+
+fn field(status: &[(String, String)], key: &str) -> String {
+    status.iter().find(|(name, _)| name == key).unwrap_or_else(|| panic!("no {key}")).1.clone()
+}
+
+/// The process that runs the guest, as the host's kernel sees it.
+#[test]
+fn a_running_phone_is_in_a_whole_cage() {
+    if std::env::var_os("POLLUX_CAGE").is_some_and(|cage| cage == "partial") {
+        eprintln!("SKIPPED: POLLUX_CAGE=partial says that this host does not permit a whole cage");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut twin = Twin::start(dir.path(), &image(ARM64), with_disk(dir.path(), &image(ARM64)));
+    assert_eq!(twin.get(json!({"op": "status"}))["cage_lacks"], json!([]));
+    twin.get(json!({"op": "boot"}));
+    twin.changed_screen(0);
+    let caged = caged(&twin);
+    for kind in ["user", "mnt", "net", "pid", "ipc"] {
+        let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/{kind}")).unwrap();
+        assert_ne!(of(&caged.to_string()), of("self"), "its {kind} namespace is ours");
+    }
+    let mut lists = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{caged}/task")).unwrap() {
+        let task = task.unwrap().file_name().into_string().unwrap();
+        let status = status_of(&format!("{caged}/task/{task}"));
+        for (key, value) in [("Seccomp", "2"), ("NoNewPrivs", "1"), ("CapEff", "0000000000000000"), ("CapPrm", "0000000000000000")] {
+            assert_eq!(field(&status, key), value, "{key} of {}", field(&status, "Name"));
+        }
+        lists.push((field(&status, "Name"), field(&status, "Seccomp_filters").parse::<u32>().unwrap()));
+    }
+    let of = |name: &str| lists.iter().find(|(task, _)| task == name).unwrap_or_else(|| panic!("no {name} in {lists:?}")).1;
+    let first = of("pollux-twin");
+    for shorter in ["vcpu", "vcpu-timer", "virtio-console", "rfb-accept"] {
+        assert!(of(shorter) > first, "{shorter} has a shorter list: {lists:?}");
+    }
+    let root = format!("/proc/{caged}/root");
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "its root is empty");
+    assert!(std::fs::write(format!("{root}/file"), "").is_err(), "and stays so");
+    let limits = std::fs::read_to_string(format!("/proc/{caged}/limits")).unwrap();
+    assert!(limits.lines().any(|l| l.split_whitespace().collect::<Vec<_>>().starts_with(&["Max", "core", "file", "size", "0", "0"])), "{limits}");
+    // Whoever kills the one that was started kills the guest.
+    twin.process.kill().unwrap();
+    let status = twin.gone();
+    assert!(!status.success());
+    assert_eq!(std::fs::read_link(format!("/proc/{caged}/exe")).ok(), None, "the caged process is gone");
+}
+
+/// A caged process that dies takes its warden along, which tells of it and removes the sockets.
+#[test]
+fn the_warden_tells_how_the_caged_process_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let twin = Twin::start(dir.path(), &image(ARM64), |_| {});
+    let caged = nix::unistd::Pid::from_raw(caged(&twin) as i32);
+    nix::sys::signal::kill(caged, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(twin.ended().code(), Some(128 + 9));
+}
+
+#[test]
+fn a_twin_runs_without_room_for_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let phone = image(ARM64);
+    let disk = with_disk(dir.path(), &phone);
+    let without_room = |config: &mut Value| {
+        disk(config);
+        config["console_log"] = json!("/dev/full");
+    };
+    let mut twin = Twin::start_with(dir.path(), &phone, without_room, |command| {
+        command.env("RUST_LOG", "debug").stderr(std::fs::File::create("/dev/full").unwrap());
+    });
+    twin.get(json!({"op": "boot"}));
+    twin.changed_screen(0);
     twin.get(json!({"op": "stop"}));
     assert!(twin.ended().success());
 }
@@ -245,5 +332,7 @@ fn a_wrong_configuration_ends_the_process_with_a_reason() {
     std::fs::write(dir.path().join("foreign"), vec![7; 10_000]).unwrap();
     std::fs::write(&path, config(json!(dir.path().join("foreign"))).to_string()).unwrap();
     assert!(run().contains("is not a saved machine"));
+    std::fs::write(&path, config(Value::Null).to_string()).unwrap();
+    assert!(run().contains("cannot read kernel /k"));
     assert!(!dir.path().join("c").exists() && !dir.path().join("r").exists());
 }

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::appliance::{Appliance, Setup, wait_for};
 use tests::control::Control;
+use tests::machine::caged;
 use tokio::runtime::Runtime;
 
 use crate::absent::{self, machine};
@@ -55,7 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<Table> {
         asked.into_iter().try_for_each(|asked| asked.join().expect("no request panics").map(drop))
     })?;
     let resume_all = start.elapsed().as_secs_f64();
-    let pids = serials.iter().map(|serial| pid(&appliance, serial)).collect::<Result<Vec<_>>>()?;
+    let pids = serials.iter().map(|serial| pids(&appliance, serial)).collect::<Result<Vec<_>>>()?.concat();
     // What resuming has left to do is no idling.
     serials.iter().try_for_each(|serial| machine(&appliance, serial)?.still(STILL_MS).map(drop))?;
 
@@ -80,14 +81,16 @@ pub(crate) fn run(options: &Options) -> Result<Table> {
     Ok(table)
 }
 
-fn pid(appliance: &Appliance, serial: &str) -> Result<u64> {
+/// Of both processes of a twin.
+fn pids(appliance: &Appliance, serial: &str) -> Result<[u32; 2]> {
     let path = format!("/api/phones/{serial}/twin");
-    wait_for("a twin to run", || Ok(appliance.get(&path)?["pid"].as_u64()))
+    let started = u32::try_from(wait_for("a twin to run", || Ok(appliance.get(&path)?["pid"].as_u64()))?)?;
+    Ok([started, caged(started)?])
 }
 
 /// Of processes and all their threads: user's and system's.
-fn cpu_seconds(pids: &[u64]) -> Result<f64> {
-    let of = |pid: &u64| -> Result<f64> {
+fn cpu_seconds(pids: &[u32]) -> Result<f64> {
+    let of = |pid: &u32| -> Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let (_, fields) = stat.rsplit_once(')').context("no name")?;
         let ticks = |i: usize| fields.split_whitespace().nth(i).context("too few fields").and_then(|text| Ok(text.parse::<f64>()?));
@@ -96,7 +99,7 @@ fn cpu_seconds(pids: &[u64]) -> Result<f64> {
     pids.iter().map(of).sum()
 }
 
-fn pss(pid: u64) -> Result<u64> {
+fn pss(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let rollup = std::fs::read_to_string(Path::new(&path))?;
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;

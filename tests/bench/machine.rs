@@ -193,7 +193,7 @@ impl Guest {
     fn ours(image: &Image, files: &Files) -> Result<Guest> {
         let (view, start) = (files.view()?, Instant::now());
         let machine = Machine::boot(image, Root::Flash(view), CMDLINE)?;
-        let workers = machine.workers();
+        let workers = machine.workers()?;
         Guest::booted(Machinery::Ours(machine), workers, start)
     }
 

@@ -74,6 +74,7 @@ impl Machine {
             "display": {"width": manifest.display.width, "height": manifest.display.height},
             "cpu": {"model": "cortex-a53"},
             "console_log": at("console"), "control_socket": at("control.sock"), "rfb_socket": at("rfb.sock"),
+            "cage": std::env::var("POLLUX_CAGE").unwrap_or("whole".into()),
         });
         let mut flash = None;
         match root {
@@ -122,15 +123,17 @@ impl Machine {
         Ok(())
     }
 
-    pub fn id(&self) -> u32 {
-        self.process.0.id()
-    }
-
-    /// Who does the machine's work: the process, and the thread that serves its flash.
-    pub fn workers(&self) -> Vec<Worker> {
+    /// Who does the machine's work: the caged process, and the thread that serves its flash.
+    pub fn workers(&self) -> Result<Vec<Worker>> {
         let server = self.flash.as_ref().map(|server| Worker::Thread(server.thread));
-        std::iter::once(Worker::Process(self.id())).chain(server).collect()
+        Ok(std::iter::once(Worker::Process(caged(self.process.0.id())?)).chain(server).collect())
     }
+}
+
+/// The process that runs a machine: the only child of the `pollux-twin` that was started.
+pub fn caged(started: u32) -> Result<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{started}/task/{started}/children"))?;
+    children.trim().parse().with_context(|| format!("one child, not {children:?}"))
 }
 
 impl Worker {

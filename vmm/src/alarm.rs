@@ -7,6 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::threads;
+
 /// Calls what it was made with at a set time. Dropping it ends the thread.
 pub struct Alarm {
     shared: Arc<Shared>,
@@ -30,7 +32,7 @@ impl Alarm {
     pub fn new(ring: impl Fn() + Send + 'static) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { plan: Mutex::default(), changed: Condvar::new() });
         let there = shared.clone();
-        let thread = std::thread::Builder::new().name("vcpu-timer".into()).stack_size(64 << 10).spawn(move || there.watch(ring))?;
+        let thread = threads::spawn("vcpu-timer".into(), 64 << 10, move || there.watch(ring))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

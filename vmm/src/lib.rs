@@ -16,5 +16,6 @@ pub mod log_limit;
 pub mod machine;
 pub mod memory;
 pub mod snapshot;
+pub mod threads;
 pub mod vcpu;
 pub mod virtio;

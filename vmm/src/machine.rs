@@ -26,6 +26,7 @@ use crate::devices::uart::UartInput;
 use crate::layout;
 use crate::memory::GuestRam;
 use crate::snapshot::{DeviceBytes, MachineState};
+use crate::threads::{self, Role};
 use crate::vcpu::{IrqChip, Vcpu, VcpuError, VcpuExit, VcpuHandle};
 use crate::virtio::{GuestAccess, MmioTransport, RestoreError, Transport, VirtioDevice};
 
@@ -162,6 +163,7 @@ impl MachineBuilder {
                     Ok(mut vcpu) => {
                         // The builder waits for this; it cannot have gone.
                         let _ = made.send(Ok(vcpu.handle()));
+                        threads::begin(Role::Vcpu);
                         serve(&mut vcpu, &inbox, &mut alarm);
                     }
                     Err(error) => drop(made.send(Err(error))),

@@ -11,11 +11,11 @@
 //! whole machine that it, or the one that it was restored from, began with; such a file is of use only together with that base.
 //! RAM is mapped copy-on-write from the files, so a restore costs milliseconds and machines restored from one file share
 //! memory. Head and states are checked at each opening; RAM, which would have to be read for that, only by
-//! [`Snapshot::verify_ram`]. A file appears under its name only when it is complete and on disk.
+//! [`Snapshot::verify_ram`]. No file may be written over while a machine that was restored from it lives.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ const RUNS_MAX: usize = 4096;
 pub enum SnapshotError {
     #[error("cannot {operation} snapshot {path}: {source}")]
     Io { operation: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("cannot write the saved machine: {0}")]
+    Write(std::io::Error),
     #[error("{0} is not a saved machine")]
     Foreign(PathBuf),
     #[error("snapshot {path} is of format {found}; this build knows format {VERSION}: boot instead")]
@@ -103,28 +105,12 @@ pub struct Origin {
     pagemap: Pagemap,
 }
 
-/// Writes a saved machine to `path`, replacing what was there: only what differs from its base, if it has an `origin`. `build` is who can
-/// restore it.
-pub fn write(path: &Path, build: &str, state: &MachineState, ram: &GuestRam, origin: Option<&Origin>) -> Result<(), SnapshotError> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let result = write_file(&partial, build, state, ram, origin).and_then(|()| {
-        std::fs::rename(&partial, path).map_err(|source| SnapshotError::Io { operation: "name", path: path.into(), source })
-    });
-    if result.is_err() {
-        // What remains is of no use; that it cannot be removed changes nothing for the caller.
-        let _ = std::fs::remove_file(&partial);
-    }
-    result
-}
-
-fn write_file(path: &Path, build: &str, state: &MachineState, ram: &GuestRam, origin: Option<&Origin>) -> Result<(), SnapshotError> {
-    let failed = |source| SnapshotError::Io { operation: "write", path: path.into(), source };
-    let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).map_err(failed)?;
+/// Writes a saved machine to an open file, which is empty: only what differs from its base, if it has an `origin`. `build` is who can
+/// restore it. When this returns, the file is complete and on disk, or of no use.
+pub fn write(file: &File, build: &str, state: &MachineState, ram: &GuestRam, origin: Option<&Origin>) -> Result<(), SnapshotError> {
     let (ram_base, ram_size) = memory::extent(ram);
     let runs = match origin {
-        Some(origin) => origin.differing(ram).map_err(|source| SnapshotError::Io { operation: "tell pages for", path: path.into(), source })?,
+        Some(origin) => origin.differing(ram).map_err(SnapshotError::Write)?,
         None => vec![Run { at: 0, len: ram_size }],
     };
     let stored: u64 = runs.iter().map(|run| run.len).sum();
@@ -144,8 +130,8 @@ fn write_file(path: &Path, build: &str, state: &MachineState, ram: &GuestRam, or
         runs,
         base: origin.map(|origin| origin.base.clone()),
     };
-    file.set_len(head.ram_offset + stored).map_err(failed)?;
-    head.ram_sha256 = write_ram(ram, &head.runs, |bytes, at| file.write_all_at(bytes, head.ram_offset + at).map_err(failed))?;
+    file.set_len(head.ram_offset + stored).map_err(SnapshotError::Write)?;
+    head.ram_sha256 = write_ram(ram, &head.runs, |bytes, at| file.write_all_at(bytes, head.ram_offset + at).map_err(SnapshotError::Write))?;
 
     let json = serde_json::to_vec(&head).expect("numbers and strings always serialise");
     assert!(PREFIX_BYTES + json.len() <= HEAD_BYTES_MAX, "a machine's head is small");
@@ -156,7 +142,7 @@ fn write_file(path: &Path, build: &str, state: &MachineState, ram: &GuestRam, or
     front.extend_from_slice(&Sha256::digest(&json));
     front.extend_from_slice(&json);
     front.extend_from_slice(&states);
-    (&file).write_all(&front).and_then(|()| file.sync_all()).map_err(failed)
+    file.write_all_at(&front, 0).and_then(|()| file.sync_all()).map_err(SnapshotError::Write)
 }
 
 impl Origin {

@@ -431,6 +431,12 @@ fn a_view_survives_being_saved() {
     drop(mounted.mount.take());
     let flashes = Flashes::new(mounted.store.clone(), 1 << 20);
     mounted.flash.checkpoint().unwrap();
+    let log = &*mounted.store.log;
+    let early = flashes.at(mounted.flash.phone(), None, 0, log).unwrap();
+    assert!(matches!(
+        flashes.restore_view(&early, &saved, log),
+        Err(flash::FlashError::PositionPassed { position: 0, .. })
+    ));
     let flash = flashes.open(mounted.flash.phone(), None).unwrap();
     mounted.view = flashes
         .restore_view(&flash, &saved, &*mounted.store.log)

@@ -11,6 +11,7 @@ use super::client::{Client, Endpoint};
 use crate::config::cache_folder;
 use crate::demo::script::{self, Step};
 use crate::demo::{DemoConfig, DemoPhone};
+use crate::twin::process::Cage;
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArguments {
@@ -46,6 +47,9 @@ pub(super) struct DemoArguments {
     /// The `pollux-twin` binary.
     #[arg(long)]
     twin_binary: Option<PathBuf>,
+    /// What to do where this host does not permit all of the cage around the phone's process.
+    #[arg(long, value_enum, default_value = "whole", env = "POLLUX_CAGE")]
+    cage: Cage,
     /// Explain the language of scripts.
     #[arg(long)]
     help_script: bool,
@@ -82,6 +86,7 @@ pub(super) async fn run(arguments: DemoArguments) -> anyhow::Result<()> {
         appliance: endpoint.sync,
         ca_sha256: endpoint.ca_sha256,
         twin_binary: arguments.twin_binary.unwrap_or_else(crate::twin::binary_beside_us),
+        cage: arguments.cage,
         fresh: arguments.fresh,
     };
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;

@@ -16,6 +16,7 @@ use crate::config::{Config, Overrides};
 use crate::demo::{DemoConfig, DemoPhone};
 use crate::identity::UserName;
 use crate::phones::now_us;
+use crate::twin::process::Cage;
 
 /// The demo phone that `--demo` starts.
 const DEMO_SERIAL: &str = "DEMO-1";
@@ -42,6 +43,9 @@ pub(super) struct ServeArguments {
     /// A further name or address by which phones and browsers reach the appliance.
     #[arg(long = "name")]
     names: Vec<String>,
+    /// What to do where this host does not permit all of the cage around a machine's process.
+    #[arg(long, value_enum, env = "POLLUX_CAGE")]
+    cage: Option<Cage>,
     /// Start a demo phone, enrolled, beside the appliance.
     #[arg(long)]
     demo: bool,
@@ -53,6 +57,7 @@ pub(super) fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         http_listen: arguments.http,
         twin_binary: arguments.twin_binary,
         names: arguments.names,
+        cage: arguments.cage,
     };
     let config = Config::load(&arguments.data.data, arguments.config.as_deref(), overrides)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start")?;
@@ -106,6 +111,7 @@ fn demo_config(config: &Config, appliance: &Appliance) -> anyhow::Result<DemoCon
         appliance: address,
         ca_sha256: appliance.ca_sha256.clone(),
         twin_binary: config.twins.binary.clone().unwrap_or_else(crate::twin::binary_beside_us),
+        cage: config.twins.cage,
         fresh: false,
     })
 }

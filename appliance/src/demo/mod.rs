@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::twin::control::{Control, ControlError};
-use crate::twin::process::{Folder, Machine, MachineConfig, ProcessError};
+use crate::twin::process::{Cage, Folder, Machine, MachineConfig, ProcessError};
 use script::Step;
 
 /// The port of the gateway on which the phone finds its appliance.
@@ -65,6 +65,7 @@ pub struct DemoConfig {
     pub appliance: std::net::SocketAddr,
     pub ca_sha256: String,
     pub twin_binary: PathBuf,
+    pub cage: Cage,
     /// Begin with a new disk.
     pub fresh: bool,
 }
@@ -252,6 +253,7 @@ fn machine_config(config: &DemoConfig, image: &Image, disk: PathBuf) -> MachineC
         mac: Some(mac_of(&config.serial)),
         gate: false,
         restore: None,
+        cage: config.cage,
     }
 }
 

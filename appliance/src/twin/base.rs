@@ -5,14 +5,15 @@
 //! with its digest once in the life of this process; one that was refused is gone, so that the next boot makes another.
 
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use image_builder::Image;
 use tracing::{info, warn};
 
 use super::control::{Control, ControlError};
-use super::gate;
+use super::{gate, lock};
 use super::process::Saved;
 
 /// A guest that has not come to its gate by then is let on without being saved.
@@ -22,8 +23,8 @@ const HASH_DIGITS: usize = 12;
 
 #[derive(Default)]
 pub(super) struct Bases {
-    /// Found whole by this process.
-    verified: Mutex<HashSet<PathBuf>>,
+    /// Found whole, or made, by this process.
+    whole: Mutex<HashSet<Version>>,
     /// Being made.
     making: Mutex<HashSet<PathBuf>>,
 }
@@ -32,18 +33,19 @@ impl Bases {
     /// The base of `image`, if there is one.
     pub(super) fn find(&self, image: &Image) -> Option<Saved> {
         let path = path(image);
-        let verify = !lock(&self.verified).contains(&path);
-        path.is_file().then_some(Saved { path, base: None, verify })
+        let verify = !lock(&self.whole).contains(&Version::of(&path)?);
+        Some(Saved { path, base: None, verify })
     }
 
     /// A machine has begun with it.
     pub(super) fn found_whole(&self, base: &Path) {
-        lock(&self.verified).insert(base.to_owned());
+        if let Some(version) = Version::of(base) {
+            lock(&self.whole).insert(version);
+        }
     }
 
     /// No machine can begin with it.
     pub(super) fn refused(&self, base: &Path) {
-        lock(&self.verified).remove(base);
         if let Err(error) = std::fs::remove_file(base) {
             warn!(base = %base.display(), %error, "cannot remove a base snapshot that is of no use");
         }
@@ -58,7 +60,26 @@ impl Bases {
         }
         let made = save(&path, control).await;
         lock(&self.making).remove(&path);
-        made
+        if made? {
+            // What was just written need not be read to be known.
+            self.found_whole(&path);
+        }
+        Ok(())
+    }
+}
+
+/// A file at one time: another may be put in its place.
+#[derive(PartialEq, Eq, Hash)]
+struct Version {
+    path: PathBuf,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+impl Version {
+    fn of(path: &Path) -> Option<Version> {
+        let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        Some(Version { path: path.to_owned(), inode: metadata.ino(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
     }
 }
 
@@ -67,10 +88,11 @@ fn path(image: &Image) -> PathBuf {
     image.dir().join(format!("gate-{}.snapshot", hash.get(..HASH_DIGITS).unwrap_or(hash)))
 }
 
-async fn save(path: &Path, control: &Control) -> Result<(), ControlError> {
+/// Whether there is a base now.
+async fn save(path: &Path, control: &Control) -> Result<bool, ControlError> {
     if !control.port_wait(gate::PORT, AT_GATE_MAX).await? {
         warn!("the guest does not come to its gate; its image has no base snapshot");
-        return Ok(());
+        return Ok(false);
     }
     // Another appliance may share the image.
     let partial = path.with_extension(format!("{}.new", std::process::id()));
@@ -78,16 +100,16 @@ async fn save(path: &Path, control: &Control) -> Result<(), ControlError> {
     let saved = control.save(&partial, true).await;
     control.resume().await?;
     match saved.map_err(|e| e.to_string()).and_then(|_| std::fs::rename(&partial, path).map_err(|e| e.to_string())) {
-        Ok(()) => info!(base = %path.display(), "base snapshot made"),
+        Ok(()) => {
+            info!(base = %path.display(), "base snapshot made");
+            Ok(true)
+        }
         Err(error) => {
             warn!(base = %path.display(), error, "no base snapshot was made; twins boot");
             // It may not be there.
             let _ = std::fs::remove_file(&partial);
+            Ok(false)
         }
     }
-    Ok(())
 }
 
-fn lock(set: &Mutex<HashSet<PathBuf>>) -> MutexGuard<'_, HashSet<PathBuf>> {
-    set.lock().unwrap_or_else(PoisonError::into_inner)
-}

@@ -4,13 +4,19 @@
 //! is bounded. One task owns the socket; it ends when the socket does, or when the last handle is dropped.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::io::IoSlice;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sync_protocol::event::{Frame, MmiDevice};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -41,6 +47,8 @@ pub enum ControlError {
     Refused { op: &'static str, reason: String },
     #[error("the machine's answer to {op} makes no sense: {reason}")]
     Nonsense { op: &'static str, reason: String },
+    #[error("cannot make {path}: {source}")]
+    File { path: PathBuf, source: Arc<std::io::Error> },
     #[error("too many requests wait for the machine")]
     Congested,
 }
@@ -68,6 +76,8 @@ pub struct MachineStatus {
     pub guest_us: Option<u64>,
     /// For how long the guest has run, in milliseconds.
     pub guest_uptime_ms: u64,
+    /// What the process lacks of its cage, for people.
+    pub cage_lacks: Vec<String>,
 }
 
 /// A picture of the screen.
@@ -94,6 +104,8 @@ pub struct Control {
 struct Request {
     op: &'static str,
     arguments: Value,
+    /// The process can open nothing by itself.
+    file: Option<File>,
     reply: oneshot::Sender<Result<Value, ControlError>>,
 }
 
@@ -130,10 +142,14 @@ impl Control {
         self.ask("resume", json!({})).await.map(drop)
     }
 
-    /// Saves the paused machine; if `whole` is not asked for, only what differs from the base snapshot that it began with, if it did. Says
-    /// whether it did.
+    /// Saves the paused machine as `path`; if `whole` is not asked for, only what differs from the base snapshot that it began with, if it
+    /// did. Says whether it did. After an error, what is there is of no use.
     pub async fn save(&self, path: &Path, whole: bool) -> Result<bool, ControlError> {
-        let reply = self.ask("save", json!({"path": path, "whole": whole})).await?;
+        // One that is there may be what the machine was restored from, and must not change.
+        let _ = std::fs::remove_file(path);
+        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let file = opened.map_err(|source| ControlError::File { path: path.to_owned(), source: Arc::new(source) })?;
+        let reply = self.ask_with("save", json!({"whole": whole}), Some(file)).await?;
         reply.get("differs").and_then(Value::as_bool).ok_or_else(|| nonsense("save", &"no \"differs\""))
     }
 
@@ -204,8 +220,12 @@ impl Control {
     }
 
     async fn ask(&self, op: &'static str, arguments: Value) -> Result<Value, ControlError> {
+        self.ask_with(op, arguments, None).await
+    }
+
+    async fn ask_with(&self, op: &'static str, arguments: Value, file: Option<File>) -> Result<Value, ControlError> {
         let (reply, answer) = oneshot::channel();
-        self.requests.try_send(Request { op, arguments, reply }).map_err(|error| match error {
+        self.requests.try_send(Request { op, arguments, file, reply }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ControlError::Congested,
             mpsc::error::TrySendError::Closed(_) => ControlError::Gone,
         })?;
@@ -240,7 +260,7 @@ async fn converse(
                 let mut message = request.arguments;
                 message["id"] = next_id.into();
                 message["op"] = request.op.into();
-                if writer.write_all(format!("{message}\n").as_bytes()).await.is_err() {
+                if send(&mut writer, format!("{message}\n").as_bytes(), request.file).await.is_err() {
                     return;
                 }
             }
@@ -254,6 +274,19 @@ async fn converse(
             }
         }
     }
+}
+
+/// Writes a line, and passes a file along with its beginning.
+async fn send(writer: &mut OwnedWriteHalf, line: &[u8], file: Option<File>) -> std::io::Result<()> {
+    let Some(file) = file else { return writer.write_all(line).await };
+    let stream: &UnixStream = writer.as_ref();
+    let passed = [file.as_raw_fd()];
+    let pass = || -> std::io::Result<usize> {
+        let message = [ControlMessage::ScmRights(&passed)];
+        Ok(sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(line)], &message, MsgFlags::MSG_NOSIGNAL, None)?)
+    };
+    let sent = stream.async_io(Interest::WRITABLE, pass).await?;
+    writer.write_all(&line[sent..]).await
 }
 
 /// Reads to the end of a line into `line`; false at the end of the stream or when the line is too long.

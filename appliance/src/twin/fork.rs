@@ -81,19 +81,29 @@ impl Twins {
         let number = self.inner.forks.next_number(phone)?;
         let folder = Folder::make(&self.inner.runtime.join(format!("{phone}.{number}")))?;
         let path = folder.path().to_owned();
+        let forked = self.fork_into(phone, number, folder, slot).await;
+        if forked.is_err() {
+            // Its process, if it got that far, is gone with its handle.
+            let _ = std::fs::remove_dir_all(path);
+        }
+        forked
+    }
+
+    async fn fork_into(&self, phone: &PhoneId, number: u32, folder: Folder, slot: OwnedSemaphorePermit) -> Result<Fork, TwinError> {
+        let path = folder.path().to_owned();
         let (reply, answer) = oneshot::channel();
         let requests = self.keeper(phone).requests;
         requests.send(Request::Copy(path, reply)).await.map_err(|_| TwinError::Stopping)?;
-        let Copied { saved, layer, position } = answer.await.map_err(|_| TwinError::Stopping)??;
+        let Copied { saved, layer, position, files } = answer.await.map_err(|_| TwinError::Stopping)??;
 
         let (inner, whose) = (self.inner.clone(), self.inner.phones.find(phone.as_str()).map_err(|_| TwinError::NotRunning)?);
         let identity = Identity::of_fork(&whose.id, number);
         let prepared = tokio::task::spawn_blocking(move || -> Result<_, TwinError> {
             let image = inner.flashes.image_of(&whose)?;
-            Ok((inner.flashes.twin(&whose, position, Some(&layer), None)?, image))
+            Ok((inner.flashes.twin(&whose, files, Some(&layer), None)?, image))
         });
         let (flash, image) = prepared.await.map_err(|_| TwinError::Stopping)??;
-        let config = launch::config(&image, Some(saved));
+        let config = launch::config(&image, Some(saved), self.inner.config.cage);
         let launched = launch::launch(&self.inner.binary(), folder, &config, &flash).await?;
         let told = launched.gate.open(&identity, wall_now_us());
         told.map_err(|source| ProcessError::File { action: "write to", path: launched.machine.folder().gate(), source })?;

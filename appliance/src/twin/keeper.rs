@@ -48,6 +48,8 @@ pub(super) struct Copied {
     pub(super) layer: PathBuf,
     /// Last event of the log that it had been given.
     pub(super) position: u64,
+    /// Last event in its flash.
+    pub(super) files: u64,
 }
 
 pub(super) struct Keeper {
@@ -85,6 +87,9 @@ struct Parked {
     fed: u64,
     boot_id: Option<String>,
     image: String,
+    /// Last event in its flash: one that was parked before it was fed has more files than input.
+    #[serde(default)]
+    files: u64,
     /// The base snapshot that the machine was saved as the difference from.
     #[serde(default)]
     base: Option<PathBuf>,
@@ -282,7 +287,7 @@ impl Keeper {
         let base = if let Start::Base = start { self.inner.bases.find(&image) } else { None };
         let parked = parked.map(|folder| Saved { path: folder.join(MACHINE), base: parked_base.clone(), verify: false });
         let saved = parked.or_else(|| base.clone());
-        let config = launch::config(&image, saved);
+        let config = launch::config(&image, saved, self.inner.config.cage);
         let folder = Folder::make(&self.inner.runtime.join(self.phone.as_str()))?;
         let launched = match (launch::launch(&self.inner.binary(), folder, &config, &flash).await, &base) {
             (Err(TwinError::Process(error @ ProcessError::Ended(_))), Some(base)) => {
@@ -359,8 +364,9 @@ impl Keeper {
         self.set(TwinState::Parking, "");
         let saved = async {
             let folder = Folder::make(&folder)?;
-            let base = save(&control, flash, folder.path(), base).await?.base;
-            let record = serde_json::to_vec(&Parked { fed: fed.position, boot_id: fed.boot_id, image, base, clock: fed.clock }).unwrap_or_default();
+            let base = save(&control, flash.clone(), folder.path(), base).await?.base;
+            let files = flash.position();
+            let record = serde_json::to_vec(&Parked { fed: fed.position, boot_id: fed.boot_id, image, files, base, clock: fed.clock }).unwrap_or_default();
             // Last: its presence says that the rest is whole.
             let path = folder.path().join("parked.json");
             std::fs::write(&path, record)
@@ -384,9 +390,10 @@ impl Keeper {
         let control = keeping.machine.control().clone();
         let saved = save(&control, keeping.flash.clone(), folder, keeping.base.clone()).await;
         control.resume().await?;
-        let beginning = Beginning { files: fed.position, input: fed.position + 1, boot_id: fed.boot_id };
+        let files = keeping.flash.position();
+        let beginning = Beginning { files, input: fed.position + 1, boot_id: fed.boot_id };
         keeping.feed(Feeder { beginning, blank: None, clock: fed.clock, ..keeping.food.clone() }, stop.child_token());
-        Ok(Copied { saved: saved?, layer: folder.join(LAYER), position: fed.position })
+        Ok(Copied { saved: saved?, layer: folder.join(LAYER), position: fed.position, files })
     }
 
     async fn stop(&mut self) -> Result<(), TwinError> {
@@ -531,8 +538,9 @@ fn prepare(inner: &Inner, phone: &crate::phones::Phone, parked: Option<PathBuf>)
         let record = read.and_then(|bytes| serde_json::from_slice::<Parked>(&bytes).ok());
         // A machine goes on only on the image that it was saved with.
         if let Some(record) = record.filter(|record| record.image == image.manifest().hash) {
-            let flash = inner.flashes.twin(phone, record.fed, Some(&folder.join(LAYER)), lead)?;
-            let beginning = Beginning { files: record.fed, input: record.fed + 1, boot_id: record.boot_id };
+            let files = record.files.max(record.fed);
+            let flash = inner.flashes.twin(phone, files, Some(&folder.join(LAYER)), lead)?;
+            let beginning = Beginning { files, input: record.fed + 1, boot_id: record.boot_id };
             return Ok(Prepared { flash, image, beginning, base: record.base, clock: record.clock, wall_us: wall_now_us() });
         }
         return Err(FlashesError::Parked(phone.id.clone()).into());

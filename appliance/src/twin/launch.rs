@@ -10,7 +10,7 @@ use tokio::sync::{broadcast, oneshot};
 use super::TwinError;
 use super::control::MachineEvent;
 use super::gate::Gate;
-use super::process::{Folder, Machine, MachineConfig, ProcessError, Saved};
+use super::process::{Cage, Folder, Machine, MachineConfig, ProcessError, Saved};
 use crate::flashes::{FlashesError, TwinFlash};
 
 /// A machine that has not connected to its flash and its gate by then will not.
@@ -27,7 +27,7 @@ pub(super) struct Launched {
 }
 
 /// A twin's machine on `image`, which goes on with `restore`, or boots.
-pub(super) fn config(image: &Image, restore: Option<Saved>) -> MachineConfig {
+pub(super) fn config(image: &Image, restore: Option<Saved>, cage: Cage) -> MachineConfig {
     let manifest = image.manifest();
     MachineConfig {
         kernel: image.kernel(),
@@ -42,6 +42,7 @@ pub(super) fn config(image: &Image, restore: Option<Saved>) -> MachineConfig {
         mac: None,
         gate: true,
         restore,
+        cage,
     }
 }
 

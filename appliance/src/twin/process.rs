@@ -10,9 +10,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use image_builder::Architecture;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tracing::warn;
 
 use super::control::{Control, ControlError};
 use super::gate;
@@ -119,6 +121,7 @@ pub struct MachineConfig {
     pub gate: bool,
     /// A saved machine to go on with.
     pub restore: Option<Saved>,
+    pub cage: Cage,
 }
 
 /// What a machine of this architecture runs on, as `pollux-twin` names it.
@@ -140,6 +143,17 @@ pub struct Saved {
     pub verify: bool,
 }
 
+/// What to do where this host does not permit all of the cage around a machine's process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Cage {
+    /// Do not start the machine.
+    #[default]
+    Whole,
+    /// Start it in what is left of the cage, with a warning.
+    Partial,
+}
+
 impl MachineConfig {
     fn json(&self, folder: &Folder) -> Value {
         let disks: Vec<Value> = self.disk.iter().map(|path| json!({"path": path, "read_only": false})).collect();
@@ -159,6 +173,7 @@ impl MachineConfig {
             "restore": self.restore.as_ref().map(|saved| &saved.path),
             "base": self.restore.as_ref().and_then(|saved| saved.base.as_ref()),
             "verify": self.restore.as_ref().is_some_and(|saved| saved.verify),
+            "cage": self.cage,
         })
     }
 }
@@ -196,7 +211,19 @@ impl Machine {
             .kill_on_drop(true)
             .spawn()
             .map_err(|source| ProcessError::Spawn { path: binary.to_owned(), source })?;
-        Machine::reach(child, folder).await
+        let machine = Machine::reach(child, folder).await?;
+        if config.cage == Cage::Partial {
+            machine.warn_of_cage().await?;
+        }
+        Ok(machine)
+    }
+
+    /// Says in our log what the process lacks of its cage.
+    async fn warn_of_cage(&self) -> Result<(), ProcessError> {
+        for part in self.control.status().await?.cage_lacks {
+            warn!(folder = %self.folder.path().display(), "THE CAGE OF A MACHINE IS NOT WHOLE: {part}. Its guest is less confined than it should be");
+        }
+        Ok(())
     }
 
     async fn reach(mut child: Child, folder: Folder) -> Result<Machine, ProcessError> {

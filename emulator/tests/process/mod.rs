@@ -1,13 +1,16 @@
 //! `pollux-twin` as the appliance uses it: a process with a configuration and a control socket, and the reference phones to run
 //! in it.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use image_builder::{Architecture, GuestBinaries, Image, Options};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
 
 /// Long enough for a host under load; a hanging twin fails by it.
@@ -44,6 +47,11 @@ pub(crate) struct Twin {
 impl Twin {
     /// Starts the process in `folder` with a phone that has neither disk nor flash; `change` adjusts its configuration.
     pub(crate) fn start(folder: &Path, image: &Image, change: impl FnOnce(&mut Value)) -> Self {
+        Self::start_with(folder, image, change, |_| ())
+    }
+
+    /// The same; `adjust` changes how the process is started.
+    pub(crate) fn start_with(folder: &Path, image: &Image, change: impl FnOnce(&mut Value), adjust: impl FnOnce(&mut Command)) -> Self {
         let model = match image.manifest().architecture {
             Architecture::Amd64 => "x86-64",
             Architecture::Arm64 => "cortex-a53",
@@ -55,11 +63,14 @@ impl Twin {
             "console_log": folder.join("console.log"),
             "control_socket": folder.join("control.sock"),
             "rfb_socket": folder.join("rfb.sock"),
+            "cage": std::env::var("POLLUX_CAGE").unwrap_or("whole".into()),
         });
         change(&mut config);
         std::fs::write(folder.join("twin.json"), config.to_string()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_pollux-twin"));
-        let mut process = command.arg("--config").arg(folder.join("twin.json")).stdout(Stdio::piped()).spawn().unwrap();
+        command.arg("--config").arg(folder.join("twin.json")).stdout(Stdio::piped());
+        adjust(&mut command);
+        let mut process = command.spawn().unwrap();
         let mut ready = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut ready).unwrap();
         assert_eq!(ready, "ready\n");
@@ -96,6 +107,19 @@ impl Twin {
         reply["ok"].clone()
     }
 
+    /// Writes the paused machine to a file, which is passed with the request.
+    pub(crate) fn save(&mut self, path: &Path) {
+        let file = File::create(path).unwrap();
+        self.requests += 1;
+        let request = format!("{}\n", json!({"id": self.requests, "op": "save"}));
+        let passed = [file.as_raw_fd()];
+        let with_it = [ControlMessage::ScmRights(&passed)];
+        let bytes = [IoSlice::new(request.as_bytes())];
+        let sent = sendmsg::<()>(self.control.get_ref().as_raw_fd(), &bytes, &with_it, MsgFlags::empty(), None).unwrap();
+        assert_eq!(sent, request.len());
+        assert_eq!(self.read(), json!({"id": self.requests, "ok": {"differs": false}}));
+    }
+
     pub(crate) fn console(&self) -> String {
         std::fs::read_to_string(self.folder.join("console.log")).unwrap_or_default()
     }
@@ -128,11 +152,20 @@ impl Twin {
         }
     }
 
+    /// Waits until both processes have ended.
+    pub(crate) fn gone(&mut self) -> ExitStatus {
+        let mut rest = String::new();
+        match self.control.read_to_string(&mut rest) {
+            // It had not accepted us yet.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+            read => drop(read.expect("it closes its socket in time")),
+        }
+        self.process.wait().unwrap()
+    }
+
     /// Waits for the process to end, and sees that it leaves no socket.
     pub(crate) fn ended(mut self) -> ExitStatus {
-        let mut rest = String::new();
-        self.control.read_to_string(&mut rest).expect("it closes its socket in time");
-        let status = self.process.wait().unwrap();
+        let status = self.gone();
         for socket in ["control.sock", "rfb.sock"] {
             assert!(!self.folder.join(socket).exists(), "{socket} is left behind");
         }

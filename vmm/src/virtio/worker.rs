@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::guest::GuestAccess;
+use crate::threads;
 
 /// Stack of a worker: poll, a few small frames, no recursion.
 const STACK_BYTES: usize = 128 << 10;
@@ -68,10 +69,8 @@ impl Worker {
     ) -> Option<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (kick_there, stop_there, guest_there) = (kick.clone(), stop.clone(), guest.clone());
-        let thread = std::thread::Builder::new()
-            .name(format!("virtio-{name}"))
-            .stack_size(STACK_BYTES)
-            .spawn(move || run(outside.as_ref(), &kick_there, &stop_there, &guest_there))
+        let work = move || run(outside.as_ref(), &kick_there, &stop_there, &guest_there);
+        let thread = threads::spawn(format!("virtio-{name}"), STACK_BYTES, work)
             .inspect_err(|error| tracing::error!(device = name, %error, "cannot start a virtio device's thread"))
             .ok();
         thread.is_some().then_some(Self { kick, stop, guest, thread })

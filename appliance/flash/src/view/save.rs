@@ -194,6 +194,13 @@ impl Flashes {
         log: &dyn Log,
     ) -> Result<TwinView, FlashError> {
         let saved = SavedView::parse(saved)?;
+        if saved.position > flash.position() {
+            // It would never be there: a handle may stay at its position.
+            return Err(FlashError::PositionPassed {
+                position: flash.position(),
+                at: saved.position,
+            });
+        }
         // Numbers are a function of the log, so those that the guest knows mean the same files here.
         let then = self.at(flash.phone(), flash.base(), saved.position, log)?;
         let view = TwinView::restore_at(then.clone(), &saved)?;

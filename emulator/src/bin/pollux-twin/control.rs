@@ -6,9 +6,8 @@
 //! | op | arguments | in `ok` |
 //! |---|---|---|
 //! | `boot` `pause` `resume` `stop` | | |
-//! | `save` | `path`, `whole` (true) | `differs`: only what differs from its base was written |
-//! | `restore` | `path`, `base` (null), `verify` (false) | |
-//! | `status` | | `state`, `reason`, `guest_uptime_ms`, `guest_us` (its clock; null if not known), `width`, `height`, `generation`, `build`, `cpu`: which, and how fast it is run |
+//! | `save` | `whole` (true), and a file to write to | `differs`: only what differs from its base was written |
+//! | `status` | | `state`, `reason`, `guest_uptime_ms`, `guest_us` (its clock; null if not known), `width`, `height`, `generation`, `build`, `cpu`: which, and how fast it is run, `cage_lacks`: what is missing of the cage |
 //! | `input` | `device` (`keyboard`, `touch`), `events` ([[type, code, value], ...]) | |
 //! | `input_drained` | | `drained`: the guest's drivers have taken all input |
 //! | `screen` | `png` (false) | `width`, `height`, `generation`, `sha256`, `png_base64` |
@@ -19,6 +18,8 @@
 //! | `console` | `bytes` (65536) | `tail` |
 //! | `type` | `text` | `taken`: bytes that the serial console had room for |
 //!
+//! This process can open nothing, so a file comes open and empty, as a descriptor sent with the request's line (SCM_RIGHTS).
+//!
 //! Events: `{"event":"exit","reason":"power_off|reset|fault","detail":...}`. Requests of one client are answered in order, but for
 //! `screen_wait`, `pass` and `port_wait`, which are answered when they are over. `id` may be any JSON value and comes back as it was. A line that is too long, and a client that
 //! does not read its replies, end the connection; anything else that is wrong is answered with an error.
@@ -28,10 +29,10 @@ mod fuzz;
 mod request;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -91,9 +92,10 @@ fn describe(reason: &ExitReason, console: &Console) -> (&'static str, Option<Str
     }
 }
 
-/// Starts to listen at `path`; `quit` is sent to when a client asks to stop.
-pub(crate) fn serve(path: &Path, twin: Arc<Twin>, events: Events, quit: SyncSender<()>) -> std::io::Result<Listener> {
-    Listener::start(path, "control", CLIENTS_MAX, move |stream, number| {
+/// Starts to serve; `quit` is sent to when a client asks to stop.
+pub(crate) fn serve(listener: Listener, twin: Arc<Twin>, events: Events, quit: SyncSender<()>) -> std::io::Result<()> {
+    // A client's thread boots the machine, whose threads do all that this process does.
+    listener.serve("control", CLIENTS_MAX, || {}, move |stream, number| {
         if let Err(error) = attend(stream, number, &twin, &events, &quit) {
             tracing::debug!(client = number, %error, "control client left");
         }
@@ -110,8 +112,9 @@ fn attend(stream: UnixStream, number: u64, twin: &Arc<Twin>, events: &Events, qu
     let writer = std::thread::Builder::new().name(format!("control-{number}-out")).stack_size(64 << 10);
     let writer = writer.spawn(move || write(writing, &waiting, &quit_there))?;
     events.lock().insert(number, replies.clone());
+    let from = BufReader::new(Incoming { stream: stream.try_clone()?, passed: None });
     let client = Client { twin: twin.clone(), replies, quit: quit.clone(), waits: Arc::default() };
-    let result = client.listen(BufReader::new(stream.try_clone()?));
+    let result = client.listen(from);
     events.lock().remove(&number);
     // Waits for the screen still hold the replies; the writer ends with its socket.
     let shut = stream.shutdown(Shutdown::Read);
@@ -174,8 +177,22 @@ struct Client {
     waits: Arc<AtomicUsize>,
 }
 
+/// What a client sends: bytes, and with them the file for a request; a second one that no request has taken replaces the first.
+struct Incoming {
+    stream: UnixStream,
+    passed: Option<File>,
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let (bytes, passed) = emulator::cage::receive(&self.stream, buffer)?;
+        self.passed = passed.map(File::from).or_else(|| self.passed.take());
+        Ok(bytes)
+    }
+}
+
 impl Client {
-    fn listen(&self, mut from: BufReader<UnixStream>) -> std::io::Result<()> {
+    fn listen(&self, mut from: BufReader<Incoming>) -> std::io::Result<()> {
         let mut line = Vec::new();
         loop {
             line.clear();
@@ -188,12 +205,12 @@ impl Client {
                 return Ok(());
             }
             if !line.iter().all(u8::is_ascii_whitespace) {
-                self.answer(&line);
+                self.answer(&line, &mut from.get_mut().passed);
             }
         }
     }
 
-    fn answer(&self, line: &[u8]) {
+    fn answer(&self, line: &[u8], passed: &mut Option<File>) {
         let (id, request) = match parse(line) {
             Ok(parsed) => parsed,
             Err((id, error)) => return self.reply(&id, Err(error)),
@@ -222,7 +239,7 @@ impl Client {
                     let _ = self.quit.try_send(());
                 }
             }
-            request => self.reply(&id, self.execute(request).map_err(|e| e.to_string())),
+            request => self.reply(&id, self.execute(request, passed).map_err(|e| e.to_string())),
         }
     }
 
@@ -233,14 +250,13 @@ impl Client {
         });
     }
 
-    fn execute(&self, request: Request) -> Result<Value, TwinError> {
+    fn execute(&self, request: Request, passed: &mut Option<File>) -> Result<Value, TwinError> {
         let twin = &self.twin;
         match request {
             Request::Boot => twin.boot()?,
             Request::Pause => twin.pause()?,
             Request::Resume => twin.resume()?,
-            Request::Save { path, whole } => return Ok(json!({"differs": twin.save(&path, whole)?})),
-            Request::Restore { path, base, verify } => twin.restore(&path, base.as_deref(), verify)?,
+            Request::Save { whole } => return Ok(json!({"differs": twin.save(&passed.take().ok_or(TwinError::NoFile)?, whole)?})),
             Request::Status => return Ok(self.status()),
             Request::Input { device: Device::Keyboard, events } => twin.send_keyboard(&events)?,
             Request::Input { device: Device::Touch, events } => twin.send_touch(&events)?,
@@ -269,6 +285,7 @@ impl Client {
         json!({
             "state": word, "reason": reason, "guest_uptime_ms": run_time.as_millis() as u64, "guest_us": micros(self.twin.vcpu().ok().and_then(|vcpu| vcpu.guest_time())),
             "width": width, "height": height, "generation": generation, "build": Twin::build(), "cpu": self.twin.processor.describe(),
+            "cage_lacks": self.twin.cage_lacks,
         })
     }
 

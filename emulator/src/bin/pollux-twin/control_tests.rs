@@ -1,33 +1,41 @@
 //! The control socket as a client meets it; no machine is booted here.
 
+use std::path::Path;
+
+use emulator::processor::Processor;
 use serde_json::from_str;
 
-use emulator::processor::{Model, Processor};
-
 use super::*;
-
-fn processor() -> Processor {
-    Processor::choose(Model::Qemu64).unwrap()
-}
+use crate::twin::Outside;
 
 struct Server {
     dir: tempfile::TempDir,
     wait_quit: Receiver<()>,
-    _listener: Listener,
+}
+
+/// A twin whose kernel is a header only; serves at `c`.
+fn start(dir: &Path, events: Events, console: Console) -> Receiver<()> {
+    let at = |name: &str| dir.join(name);
+    let mut kernel = [0; 64];
+    kernel[56..60].copy_from_slice(b"ARM\x64");
+    std::fs::write(at("kernel"), kernel).unwrap();
+    let config = json!({
+        "image": {"kernel": at("kernel")}, "ram_mib": 64, "control_socket": at("c"), "rfb_socket": at("r"),
+    });
+    let config: emulator::config::TwinConfig = serde_json::from_value(config).unwrap();
+    let processor = Processor::choose(config.cpu.model).unwrap();
+    let outside = Outside::reach(&config, &processor).unwrap();
+    let twin = Arc::new(Twin::new(config, processor, outside, Vec::new(), |_| {}, console).unwrap());
+    let (quit, wait_quit) = sync_channel(1);
+    serve(Listener::bind(&at("c")).unwrap(), twin, events, quit).unwrap();
+    wait_quit
 }
 
 impl Server {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        let config = serde_json::from_value(json!({
-            "image": {"kernel": at("no-kernel")}, "ram_mib": 64,
-            "control_socket": at("c"), "rfb_socket": at("r"),
-        }));
-        let twin = Arc::new(Twin::new(config.unwrap(), processor(), |_| {}, Console::new(None)).unwrap());
-        let (quit, wait_quit) = sync_channel(1);
-        let listener = serve(&at("c"), twin, Events::default(), quit).unwrap();
-        Self { dir, wait_quit, _listener: listener }
+        let wait_quit = start(dir.path(), Events::default(), Console::new(None));
+        Self { dir, wait_quit }
     }
 
     fn client(&self) -> TestClient {
@@ -53,6 +61,15 @@ impl TestClient {
     fn ask(&mut self, request: &str) -> Value {
         self.write(format!("{request}\n").as_bytes());
         self.read()
+    }
+
+    fn pass(&mut self, request: &str, file: &File) {
+        use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+        use std::os::fd::AsRawFd;
+        let (line, passed) = (format!("{request}\n"), [file.as_raw_fd()]);
+        let bytes = [std::io::IoSlice::new(line.as_bytes())];
+        let socket = self.0.get_ref().as_raw_fd();
+        assert_eq!(sendmsg::<()>(socket, &bytes, &[ControlMessage::ScmRights(&passed)], MsgFlags::empty(), None), Ok(line.len()));
     }
 
     fn is_closed(&mut self) -> bool {
@@ -85,13 +102,10 @@ fn what_is_wrong_is_told_and_the_connection_goes_on() {
         (r#"{"id":1}"#, json!(1), "missing field `op`"),
         (r#"{"id":2,"op":"explode"}"#, json!(2), "unknown variant `explode`"),
         (r#"{"id":3,"op":5}"#, json!(3), "invalid type"),
-        (r#"{"id":4,"op":"save"}"#, json!(4), "missing field `path`"),
+        (r#"{"id":4,"op":"save"}"#, json!(4), "pass an open file"),
         (r#"{"id":5,"op":"pause"}"#, json!(5), "cannot pause: the machine is not booted yet"),
-        (r#"{"id":6,"op":"save","path":"/x"}"#, json!(6), "not booted yet"),
         (r#"{"id":7,"op":"poke","paths":["/a"]}"#, json!(7), "not booted yet"),
         (r#"{"id":20,"op":"port_wait","name":"a","timeout_ms":1}"#, json!(20), "not booted yet"),
-        (r#"{"id":8,"op":"restore","path":"/no/such"}"#, json!(8), "cannot read snapshot /no/such"),
-        (r#"{"id":9,"op":"boot"}"#, json!(9), "cannot read kernel"),
         (r#"{"id":10,"op":"input","device":"mouse","events":[]}"#, json!(10), "unknown variant `mouse`"),
         (r#"{"id":11,"op":"input","device":"touch","events":[[1,2]]}"#, json!(11), "invalid length"),
         (r#"{"id":12,"op":"input","device":"touch","events":[[70000,0,0]]}"#, json!(12), "invalid value"),
@@ -106,6 +120,20 @@ fn what_is_wrong_is_told_and_the_connection_goes_on() {
     client.write(&[0xff, 0xfe, b'\n']);
     assert!(client.read()["error"].as_str().unwrap().contains("not JSON"));
     assert_eq!(client.ask(r#"{"op":"status"}"#)["ok"]["state"], "created");
+}
+
+#[test]
+fn a_file_is_taken_once_by_the_request_that_needs_it() {
+    let server = Server::new();
+    let mut client = server.client();
+    let file = tempfile::tempfile().unwrap();
+    for id in 1..100 {
+        client.pass(&format!(r#"{{"id":{id},"op":"status"}}"#), &file);
+        assert_eq!(client.read()["id"], id);
+    }
+    for text in ["not booted yet", "pass an open file"] {
+        assert!(client.ask(r#"{"op":"save"}"#)["error"].as_str().unwrap().contains(text));
+    }
 }
 
 #[test]
@@ -170,14 +198,10 @@ fn stop_is_answered_before_the_process_is_told() {
 
 #[test]
 fn all_clients_hear_of_the_machines_end() {
-    let server = Server::new();
     let events = Events::default();
     let dir = tempfile::tempdir().unwrap();
-    let config = json!({"image": {"kernel": "/k"}, "control_socket": dir.path().join("c"), "rfb_socket": dir.path().join("r")});
     let console = Console::new(None);
-    let twin = Arc::new(Twin::new(serde_json::from_value(config).unwrap(), processor(), |_| {}, console.clone()).unwrap());
-    let (quit, _wait_quit) = sync_channel(1);
-    let _listener = serve(&dir.path().join("c"), twin, events.clone(), quit).unwrap();
+    let _wait_quit = start(dir.path(), events.clone(), console.clone());
     let connect = || {
         let stream = UnixStream::connect(dir.path().join("c")).unwrap();
         let mut client = TestClient(BufReader::new(stream));
@@ -194,5 +218,4 @@ fn all_clients_hear_of_the_machines_end() {
         assert_eq!((&event["event"], &event["reason"]), (&json!("exit"), &json!("reset")));
         assert_eq!(event["detail"], "the kernel panicked:\n[ 1.0] Kernel panic - not syncing: no init");
     }
-    drop(server);
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,28 +18,33 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Stack of a client's thread: parsing and small buffers.
 const STACK_BYTES: usize = 512 << 10;
 
-/// Removes the socket's file when dropped. The threads go with the process.
-pub(crate) struct Listener {
-    path: PathBuf,
-}
+/// A socket that nobody is served at yet.
+pub(crate) struct Listener(UnixListener);
 
 impl Listener {
-    /// Listens at `path` and calls `serve` with each client, on a thread of its own, and a number that no other client has.
-    /// A client beyond `clients_max` is turned away.
-    pub(crate) fn start(
-        path: &Path,
-        name: &'static str,
-        clients_max: usize,
-        serve: impl Fn(UnixStream, u64) + Send + Sync + 'static,
-    ) -> io::Result<Self> {
+    /// Listens at `path`. Whoever made it removes the file in the end, by [`remove_stale`].
+    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
         remove_stale(path)?;
         let socket = UnixListener::bind(path)?;
-        let listener = Self { path: path.into() };
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self(socket))
+    }
+
+    /// Calls `serve` with each client, on a thread of its own, and a number that no other client has. A client beyond
+    /// `clients_max` is turned away. `begin` is called first on the thread from which those of the clients come. The
+    /// threads go with the process.
+    pub(crate) fn serve(
+        self,
+        name: &'static str,
+        clients_max: usize,
+        begin: impl FnOnce() + Send + 'static,
+        serve: impl Fn(UnixStream, u64) + Send + Sync + 'static,
+    ) -> io::Result<()> {
         let serve = Arc::new(serve);
         let accept = move || {
+            begin();
             let (clients, numbers) = (Arc::new(AtomicUsize::new(0)), AtomicU64::new(1));
-            for client in socket.incoming() {
+            for client in self.0.incoming() {
                 match client {
                     Ok(client) => admit(client, name, clients_max, &clients, &numbers, &serve),
                     // Out of descriptors or memory: the client is lost, others may fare better.
@@ -52,16 +57,7 @@ impl Listener {
                 }
             }
         };
-        std::thread::Builder::new().name(format!("{name}-accept")).stack_size(STACK_BYTES).spawn(accept)?;
-        Ok(listener)
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "cannot remove socket");
-        }
+        std::thread::Builder::new().name(format!("{name}-accept")).stack_size(STACK_BYTES).spawn(accept).map(drop)
     }
 }
 
@@ -101,8 +97,8 @@ impl Drop for Place {
     }
 }
 
-/// Removes the socket that a killed process left behind; one that is in use, or another kind of file, stays.
-fn remove_stale(path: &Path) -> io::Result<()> {
+/// Removes the socket that a process left behind; one that is in use, or another kind of file, stays and is an error.
+pub(crate) fn remove_stale(path: &Path) -> io::Result<()> {
     let is_socket = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found?.file_type().is_socket(),
@@ -119,15 +115,18 @@ mod tests {
 
     use super::*;
 
+    fn serve(path: &Path, clients_max: usize, serve: impl Fn(UnixStream, u64) + Send + Sync + 'static) {
+        Listener::bind(path).unwrap().serve("test", clients_max, || {}, serve).unwrap();
+    }
+
     #[test]
-    fn serves_bounded_clients_and_removes_its_file() {
+    fn serves_bounded_clients() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let listener = Listener::start(&path, "test", 1, |mut client, _| {
+        serve(&path, 1, |mut client, _| {
             let mut byte = [0];
             while client.read_exact(&mut byte).and_then(|()| client.write_all(&byte)).is_ok() {}
-        })
-        .unwrap();
+        });
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let mut byte = [0];
         let mut first = UnixStream::connect(&path).unwrap();
@@ -137,16 +136,15 @@ mod tests {
         first.write_all(b"b").unwrap();
         first.read_exact(&mut byte).unwrap();
         assert_eq!(byte, *b"b");
-        drop(listener);
-        assert!(!path.exists());
     }
 
     #[test]
     fn a_socket_in_use_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let _listener = Listener::start(&path, "test", 4, |_, _| {}).unwrap();
-        assert!(Listener::start(&path, "test", 4, |_, _| {}).is_err());
+        serve(&path, 4, |_, _| {});
+        assert!(Listener::bind(&path).is_err());
+        assert!(remove_stale(&path).is_err());
         UnixStream::connect(&path).unwrap();
     }
 
@@ -155,9 +153,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
-        drop(Listener::start(&path, "test", 1, |_, _| {}).unwrap());
+        drop(Listener::bind(&path).unwrap());
+        remove_stale(&path).unwrap();
         std::fs::write(&path, "precious").unwrap();
-        assert!(Listener::start(&path, "test", 1, |_, _| {}).is_err());
+        assert!(Listener::bind(&path).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 }

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use emulator::config::TwinConfig;
 use emulator::processor::{BootSource, Processor};
-use vmm::boot::BootError;
+use vmm::boot::{BootEntry, BootError};
 use vmm::machine::{ExitReason, Machine, MachineError, State};
 use vmm::memory::{GuestRam, MemoryError};
+use vmm::snapshot::{self, MachineState, Origin, Snapshot, SnapshotError};
 use vmm::vcpu::VcpuHandle;
-use vmm::snapshot::{self, Origin, Snapshot, SnapshotError};
 use vmm::virtio::block::Block;
 use vmm::virtio::console::{Console as ConsoleDevice, PortSpec, Ports};
 use vmm::virtio::fs::Fs;
@@ -62,6 +62,8 @@ pub(crate) enum TwinError {
     PokeElsewhere,
     #[error("no randomness from the host: {0}")]
     Randomness(std::io::Error),
+    #[error("pass an open file with the request")]
+    NoFile,
 }
 
 /// One machine and what this process keeps of it. Shared by all who drive or watch it.
@@ -72,6 +74,8 @@ pub(crate) struct Twin {
     pub(crate) keyboard: InputSender,
     pub(crate) touch: InputSender,
     pub(crate) console: Console,
+    /// What is missing of the cage.
+    pub(crate) cage_lacks: Vec<String>,
     on_exit: Arc<dyn Fn(&ExitReason) + Send + Sync>,
     inner: Mutex<Inner>,
 }
@@ -79,6 +83,8 @@ pub(crate) struct Twin {
 struct Inner {
     /// Made with the twin, because their outside halves are there from the beginning; gone once a machine was built.
     panel: Option<Panel>,
+    /// Gone likewise.
+    outside: Option<Outside>,
     machine: Option<Machine>,
     /// Of a restored machine.
     origin: Option<Origin>,
@@ -92,13 +98,94 @@ struct Panel {
     touch: Input,
 }
 
-/// What a machine needs from outside this process.
-struct Outside {
+/// What a machine needs from outside this process, opened before the cage is closed.
+pub(crate) struct Outside {
+    beginning: Beginning,
+    channels: Channels,
+    /// The longest of the disks' files, in bytes.
+    pub(crate) disk_bytes_max: u64,
+}
+
+struct Channels {
     disks: Vec<Block>,
     flash: Option<Fs>,
     net: Option<Net>,
     ports: Vec<PortSpec>,
-    pokes: Option<SyncSender<String>>,
+    /// This end of the poke port, unless the configuration joins it to a socket.
+    pokes: Option<UnixStream>,
+}
+
+/// What is in RAM when the machine begins.
+enum Beginning {
+    Kernel(GuestRam, BootEntry),
+    Saved { ram: GuestRam, state: MachineState, origin: Origin },
+}
+
+impl Outside {
+    /// Opens what the configuration names, and connects to its sockets.
+    pub(crate) fn reach(config: &TwinConfig, processor: &Processor) -> Result<Self, TwinError> {
+        let beginning = match &config.restore {
+            Some(saved) => open_saved(saved, config.base.as_deref(), config.verify)?,
+            None => load_kernel(config, processor)?,
+        };
+        let mut disk_bytes_max = 0;
+        let disks = config.disks.iter().map(|disk| {
+            let opened = OpenOptions::new().read(true).write(!disk.read_only).open(&disk.path);
+            let measured = opened.and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
+            let (file, bytes) = measured.map_err(|source| TwinError::Open { what: "disk", path: disk.path.clone(), source })?;
+            disk_bytes_max = disk_bytes_max.max(bytes);
+            Block::new(file, disk.read_only).map_err(|e| failed("a disk", e))
+        });
+        let disks = disks.collect::<Result<_, _>>()?;
+        let flash = config.flash.as_ref().map(|flash| {
+            Fs::new(&flash.tag, connect("the flash", &flash.socket)?).map_err(|e| failed("the flash", e))
+        });
+        let net = config.net.as_ref().map(|net| {
+            Net::new(net.mac.0, connect("the network", &net.socket)?).map_err(|e| failed("the network card", e))
+        });
+        let mut ports = Vec::new();
+        for port in &config.ports {
+            let channel = connect(&format!("port {}", port.name), &port.socket)?;
+            ports.push(PortSpec { name: port.name.clone(), channel });
+        }
+        let pokes = if ports.iter().any(|p| p.name == POKE_PORT) {
+            None
+        } else {
+            let (ours, theirs) = UnixStream::pair().map_err(|e| failed("the poke port", e))?;
+            ports.push(PortSpec { name: POKE_PORT.into(), channel: theirs });
+            Some(ours)
+        };
+        let channels = Channels { disks, flash: flash.transpose()?, net: net.transpose()?, ports, pokes };
+        Ok(Self { beginning, channels, disk_bytes_max })
+    }
+}
+
+fn load_kernel(config: &TwinConfig, processor: &Processor) -> Result<Beginning, TwinError> {
+    let ram = processor.ram(config.ram_bytes())?;
+    let slots: Vec<usize> = (0..slot_count(config)).collect();
+    let entry = processor.load(&ram, &BootSource {
+        kernel: &config.image.kernel,
+        initramfs: config.image.initramfs.as_deref(),
+        cmdline: &config.image.cmdline,
+        virtio_slots: &slots,
+        rng_seed: random()?,
+    })?;
+    Ok(Beginning::Kernel(ram, entry))
+}
+
+/// `base` is what the machine was saved as the difference from. With `verify`, reads all of its RAM first to see that it is whole.
+fn open_saved(path: &Path, base: Option<&Path>, verify: bool) -> Result<Beginning, SnapshotError> {
+    let snapshot = Snapshot::open(path, &Twin::build())?;
+    if verify {
+        snapshot.verify_ram()?;
+    }
+    let base = base.map(|base| Snapshot::open(base, &Twin::build())).transpose()?;
+    Ok(Beginning::Saved { ram: snapshot.ram(base.as_ref())?, state: snapshot.state(), origin: snapshot.origin()? })
+}
+
+fn slot_count(config: &TwinConfig) -> usize {
+    let fixed = ["gpu", "keyboard", "touch", "rng", "console"].len();
+    fixed + config.disks.len() + usize::from(config.flash.is_some()) + usize::from(config.net.is_some())
 }
 
 impl Twin {
@@ -106,6 +193,8 @@ impl Twin {
     pub(crate) fn new(
         config: TwinConfig,
         processor: Processor,
+        outside: Outside,
+        cage_lacks: Vec<String>,
         on_exit: impl Fn(&ExitReason) + Send + Sync + 'static,
         console: Console,
     ) -> Result<Self, TwinError> {
@@ -121,8 +210,16 @@ impl Twin {
             keyboard: keyboard.sender(),
             touch: touch.sender(),
             console,
+            cage_lacks,
             on_exit: Arc::new(on_exit),
-            inner: Mutex::new(Inner { panel: Some(Panel { gpu, keyboard, touch }), machine: None, origin: None, ports: None, pokes: None }),
+            inner: Mutex::new(Inner {
+                panel: Some(Panel { gpu, keyboard, touch }),
+                outside: Some(outside),
+                machine: None,
+                origin: None,
+                ports: None,
+                pokes: None,
+            }),
         })
     }
 
@@ -134,35 +231,24 @@ impl Twin {
     pub(crate) fn boot(&self) -> Result<(), TwinError> {
         let mut inner = self.lock();
         inner.expect("boot", &State::Created)?;
-        let outside = self.reach_outside()?;
-        let ram = self.processor.ram(self.config.ram_bytes())?;
-        let slots: Vec<usize> = (0..self.slot_count()).collect();
-        let entry = self.processor.load(&ram, &BootSource {
-            kernel: &self.config.image.kernel,
-            initramfs: self.config.image.initramfs.as_deref(),
-            cmdline: &self.config.image.cmdline,
-            virtio_slots: &slots,
-            rng_seed: random()?,
-        })?;
-        let machine = self.build_machine(&mut inner, ram, outside)?;
+        let Some(Outside { beginning: Beginning::Kernel(ram, entry), channels, .. }) = inner.outside.take() else {
+            return Err(TwinError::Spent);
+        };
+        let machine = self.build_machine(&mut inner, ram, channels)?;
         Ok(inner.machine.insert(machine).boot(entry)?)
     }
 
-    /// Takes up a saved machine, which is then paused; `base` is what it was saved as the difference from. With `verify`, reads all of its
-    /// RAM first to see that it is whole.
-    pub(crate) fn restore(&self, path: &Path, base: Option<&Path>, verify: bool) -> Result<(), TwinError> {
+    /// Takes up the saved machine that the configuration names, which is then paused.
+    pub(crate) fn restore(&self) -> Result<(), TwinError> {
         let mut inner = self.lock();
         inner.expect("restore", &State::Created)?;
-        let snapshot = Snapshot::open(path, &Self::build())?;
-        if verify {
-            snapshot.verify_ram()?;
-        }
-        let base = base.map(|base| Snapshot::open(base, &Self::build())).transpose()?;
-        let outside = self.reach_outside()?;
-        let mut machine = self.build_machine(&mut inner, snapshot.ram(base.as_ref())?, outside)?;
-        machine.restore(snapshot.state())?;
+        let Some(Outside { beginning: Beginning::Saved { ram, state, origin }, channels, .. }) = inner.outside.take() else {
+            return Err(TwinError::Spent);
+        };
+        let mut machine = self.build_machine(&mut inner, ram, channels)?;
+        machine.restore(state)?;
         inner.machine = Some(machine);
-        inner.origin = Some(snapshot.origin()?);
+        inner.origin = Some(origin);
         Ok(())
     }
 
@@ -174,13 +260,14 @@ impl Twin {
         Ok(self.lock().machine("resume")?.resume()?)
     }
 
-    /// Writes the paused machine to a file; if `whole` is not asked for, only what differs from its base, if it has one. Says whether it has.
-    pub(crate) fn save(&self, path: &Path, whole: bool) -> Result<bool, TwinError> {
+    /// Writes the paused machine to an open file; if `whole` is not asked for, only what differs from its base, if it has one. Says whether
+    /// it has.
+    pub(crate) fn save(&self, file: &File, whole: bool) -> Result<bool, TwinError> {
         let mut inner = self.lock();
         let state = inner.machine("save")?.save()?;
         let ram = inner.machine("save")?.ram().clone();
         let origin = inner.origin.as_ref().filter(|_| !whole);
-        snapshot::write(path, &Self::build(), &state, &ram, origin)?;
+        snapshot::write(file, &Self::build(), &state, &ram, origin)?;
         Ok(origin.is_some())
     }
 
@@ -241,41 +328,8 @@ impl Twin {
         self.inner.lock().expect("nothing panics while it holds the machine")
     }
 
-    fn slot_count(&self) -> usize {
-        let fixed = ["gpu", "keyboard", "touch", "rng", "console"].len();
-        fixed + self.config.disks.len() + usize::from(self.config.flash.is_some()) + usize::from(self.config.net.is_some())
-    }
-
-    /// Opens disks and connects sockets.
-    fn reach_outside(&self) -> Result<Outside, TwinError> {
-        let disks = self.config.disks.iter().map(|disk| {
-            let opened = OpenOptions::new().read(true).write(!disk.read_only).open(&disk.path);
-            let file = opened.map_err(|source| TwinError::Open { what: "disk", path: disk.path.clone(), source })?;
-            Block::new(file, disk.read_only).map_err(|e| failed("a disk", e))
-        });
-        let flash = self.config.flash.as_ref().map(|flash| {
-            Fs::new(&flash.tag, connect("the flash", &flash.socket)?).map_err(|e| failed("the flash", e))
-        });
-        let net = self.config.net.as_ref().map(|net| {
-            Net::new(net.mac.0, connect("the network", &net.socket)?).map_err(|e| failed("the network card", e))
-        });
-        let mut ports = Vec::new();
-        for port in &self.config.ports {
-            let channel = connect(&format!("port {}", port.name), &port.socket)?;
-            ports.push(PortSpec { name: port.name.clone(), channel });
-        }
-        let pokes = if ports.iter().any(|p| p.name == POKE_PORT) {
-            None
-        } else {
-            let (ours, theirs) = UnixStream::pair().map_err(|e| failed("the poke port", e))?;
-            ports.push(PortSpec { name: POKE_PORT.into(), channel: theirs });
-            Some(poke_writer(ours).map_err(|e| failed("the poke port", e))?)
-        };
-        Ok(Outside { disks: disks.collect::<Result<_, _>>()?, flash: flash.transpose()?, net: net.transpose()?, ports, pokes })
-    }
-
     /// Devices in the order in which the guest finds them.
-    fn build_machine(&self, inner: &mut Inner, ram: GuestRam, outside: Outside) -> Result<Machine, TwinError> {
+    fn build_machine(&self, inner: &mut Inner, ram: GuestRam, channels: Channels) -> Result<Machine, TwinError> {
         let panel = inner.panel.take().ok_or(TwinError::Spent)?;
         let tcg_buffer_bytes = (self.config.cpu.tcg_buffer_mib << 20) as usize;
         let (mut builder, make_cpu) = self.processor.machine(ram, self.console.sink(), tcg_buffer_bytes)?;
@@ -283,14 +337,14 @@ impl Twin {
         builder.add(panel.keyboard)?;
         builder.add(panel.touch)?;
         builder.add(Rng::new())?;
-        let console = ConsoleDevice::new(outside.ports).map_err(|e| failed("the console ports", e))?;
+        let console = ConsoleDevice::new(channels.ports).map_err(|e| failed("the console ports", e))?;
         inner.ports = Some(console.ports());
         builder.add(console)?;
-        outside.disks.into_iter().try_for_each(|disk| builder.add(disk))?;
-        outside.flash.into_iter().try_for_each(|flash| builder.add(flash))?;
-        outside.net.into_iter().try_for_each(|net| builder.add(net))?;
-        assert_eq!(builder.virtio_slots().len(), self.slot_count(), "the kernel is told of what is there");
-        inner.pokes = outside.pokes;
+        channels.disks.into_iter().try_for_each(|disk| builder.add(disk))?;
+        channels.flash.into_iter().try_for_each(|flash| builder.add(flash))?;
+        channels.net.into_iter().try_for_each(|net| builder.add(net))?;
+        assert_eq!(builder.virtio_slots().len(), slot_count(&self.config), "the kernel is told of what is there");
+        inner.pokes = channels.pokes.map(poke_writer).transpose().map_err(|e| failed("the poke port", e))?;
         let on_exit = self.on_exit.clone();
         Ok(builder.build(make_cpu, move |reason| on_exit(reason))?)
     }

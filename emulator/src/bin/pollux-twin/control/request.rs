@@ -1,7 +1,5 @@
 //! Requests on the control socket, from a line's bytes to typed values. Parsing only.
 
-use std::path::PathBuf;
-
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -16,8 +14,7 @@ pub(super) enum Request {
     Pause,
     Resume,
     Stop,
-    Save { path: PathBuf, #[serde(default = "yes")] whole: bool },
-    Restore { path: PathBuf, #[serde(default)] base: Option<PathBuf>, #[serde(default)] verify: bool },
+    Save { #[serde(default = "yes")] whole: bool },
     Status,
     Input { device: Device, events: Vec<(u16, u16, i32)> },
     InputDrained,

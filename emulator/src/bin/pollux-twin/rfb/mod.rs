@@ -13,7 +13,6 @@ use std::collections::HashMap;
 use std::io::{self, BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -38,12 +37,12 @@ const DAMAGE_MAX: usize = 32;
 const FEED_TIMEOUT: Duration = Duration::from_secs(1);
 const NAME: &str = "Pollux twin";
 
-/// Starts the server at `path`.
-pub(crate) fn serve(path: &Path, screen: Screen, hands: Arc<Hands>) -> io::Result<Listener> {
+/// Starts to serve.
+pub(crate) fn serve(listener: Listener, begin: impl FnOnce() + Send + 'static, screen: Screen, hands: Arc<Hands>) -> io::Result<()> {
     let gallery = Arc::new(Gallery { screen, hands, state: Mutex::default(), changed: Condvar::new() });
     let feeding = gallery.clone();
     std::thread::Builder::new().name("rfb-feed".into()).stack_size(128 << 10).spawn(move || feeding.feed())?;
-    Listener::start(path, "rfb", WATCHERS_MAX, move |stream, number| {
+    listener.serve("rfb", WATCHERS_MAX, begin, move |stream, number| {
         if let Err(error) = watch(&gallery, stream, number) {
             tracing::debug!(watcher = number, error = &error as &dyn std::error::Error, "watcher left");
         }

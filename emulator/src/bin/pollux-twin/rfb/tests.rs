@@ -25,7 +25,6 @@ impl Device for Dummy {
 
 struct Server {
     dir: tempfile::TempDir,
-    _listener: Listener,
 }
 
 impl Server {
@@ -37,8 +36,8 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let screen = Gpu::new(100, 80).unwrap().screen();
         let hands = Arc::new(Hands::new(Dummy { is_full }, Dummy { is_full }));
-        let listener = serve(&dir.path().join("rfb"), screen, hands).unwrap();
-        Self { dir, _listener: listener }
+        serve(Listener::bind(&dir.path().join("rfb")).unwrap(), || {}, screen, hands).unwrap();
+        Self { dir }
     }
 
     fn connect(&self) -> UnixStream {
