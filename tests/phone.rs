@@ -138,7 +138,7 @@ fn waits_at_the_gate_and_takes_the_time_from_it() -> Result<()> {
     phone.ports = vec![("org.pollux.gate".to_owned(), gate)];
     let mut phone = Qemu::start(&phone)?;
     let (mut gate, _) = listener.accept()?;
-    gate.write_all(b"stay\ngo time=1900000000\n")?;
+    gate.write_all(b"go time=1900000000\n")?;
     phone.wait_console(PROMPT, START)?;
     let printed = shell(&mut phone, "date +%Y-%m-%d")?;
     ensure!(printed.contains("2030-03-17"), "{printed}");

@@ -279,9 +279,9 @@ fn a_burst_of_typing(appliance: &Appliance, phone: &mut DemoPhone, at: &Targets)
     phone.tap_all(at, "home.notes notes.new")?;
     phone.type_text(&sentence)?;
     phone.tap_all(at, "nav.back nav.home")?;
+    // It is saved in the midst of it, too, on a phone that is slow.
+    wait_for("the whole note", || Ok((appliance.first_note(&phone.serial)? == sentence).then_some(())))?;
     appliance.proven_in_sync(&phone.serial)?;
-    let note = appliance.first_note(&phone.serial)?;
-    ensure!(note == sentence, "{note}");
     same_screen(appliance, phone).map(drop)
 }
 

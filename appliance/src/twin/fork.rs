@@ -47,6 +47,13 @@ pub struct Fork {
     end: CancellationToken,
 }
 
+impl Fork {
+    /// Has it end; it is gone soon.
+    pub fn end(&self) {
+        self.end.cancel();
+    }
+}
+
 impl Forks {
     fn list(&self, phone: &PhoneId) -> Vec<Fork> {
         lock(&self.0).get(phone).map(|forks| forks.running.values().cloned().collect()).unwrap_or_default()
@@ -134,9 +141,8 @@ impl Twins {
         self.forks(phone).into_iter().find(|fork| fork.number == number).ok_or(TwinError::NoFork(number))
     }
 
-    /// Has it end; it is gone soon.
     pub fn end_fork(&self, phone: &PhoneId, number: u32) -> Result<(), TwinError> {
-        self.a_fork(phone, number).map(|fork| fork.end.cancel())
+        self.a_fork(phone, number).map(|fork| fork.end())
     }
 
     async fn keep_fork(self, phone: PhoneId, fork: Fork, launched: Launched, _slot: OwnedSemaphorePermit) {

@@ -505,11 +505,12 @@ impl Keeping {
     }
 }
 
-/// Pauses a machine and saves it into `folder`, with what its guest wrote. `base` is what it began with.
+/// Pauses a machine and saves it into `folder`, with what its guest wrote. `base` is the base snapshot that it began with; one that booted, and
+/// be it before it was parked, is saved whole.
 async fn save(control: &Control, flash: TwinFlash, folder: &Path, base: Option<PathBuf>) -> Result<Saved, TwinError> {
     control.pause().await?;
     let (path, layer) = (folder.join(MACHINE), folder.join(LAYER));
-    let differs = control.save(&path, false).await?;
+    let differs = control.save(&path, base.is_none()).await?;
     tokio::task::spawn_blocking(move || flash.save(&layer)).await.map_err(|_| TwinError::Stopping)??;
     Ok(Saved { path, base: base.filter(|_| differs), verify: false })
 }

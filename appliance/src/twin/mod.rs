@@ -326,8 +326,9 @@ impl Twins {
         }
     }
 
-    /// Like [`Twins::stop`], without waiting for it.
+    /// Like [`Twins::stop`], without waiting for it; its forks end too.
     pub fn stop_soon(&self, phone: &PhoneId) {
+        self.forks(phone).iter().for_each(Fork::end);
         if self.keepers().contains_key(phone) {
             self.tell(phone, |reply| Request::Stop(reply));
         }
