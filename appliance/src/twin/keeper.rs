@@ -389,11 +389,14 @@ impl Keeper {
         let fed = keeping.stop_feeding().await.ok_or(TwinError::Stopping)?;
         let control = keeping.machine.control().clone();
         let saved = save(&control, keeping.flash.clone(), folder, keeping.base.clone()).await;
-        control.resume().await?;
+        // Whatever became of either, one that still runs is to be fed.
+        let resumed = control.resume().await;
         let files = keeping.flash.position();
         let beginning = Beginning { files, input: fed.position + 1, boot_id: fed.boot_id };
         keeping.feed(Feeder { beginning, blank: None, clock: fed.clock, ..keeping.food.clone() }, stop.child_token());
-        Ok(Copied { saved: saved?, layer: folder.join(LAYER), position: fed.position, files })
+        let saved = saved?;
+        resumed?;
+        Ok(Copied { saved, layer: folder.join(LAYER), position: fed.position, files })
     }
 
     async fn stop(&mut self) -> Result<(), TwinError> {
