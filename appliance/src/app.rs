@@ -226,6 +226,7 @@ impl Parts<'_> {
             tasks: tasks.clone(),
             stop: stop.clone(),
         });
+        tasks.spawn(twins.clone().prepare());
         tasks.spawn(twins.clone().keep_within_means());
         let replays = Replays::new(ReplaysParts {
             logs: logs.clone(),

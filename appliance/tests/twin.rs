@@ -132,13 +132,16 @@ async fn a_twin_follows_its_phone_and_survives_what_happens_to_it() {
     let picture = admin.request("GET", "/api/phones/A/twin/screen.png").send().await.expect("answer");
     assert!(picture.bytes().await.expect("PNG").starts_with(b"\x89PNG"));
 
-    // Killed, it is noticed, started again, and comes to the same screen.
-    let pid = admin.get("/api/phones/A/twin").await["pid"].as_i64().expect("pid");
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("pid"));
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("killed");
-    admin.phone_when("A", |view| view["twin"]["restarts"] == 1).await;
-    admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 4).await;
-    assert_eq!(still(&appliance).await, notes);
+    // Killed, it is noticed, goes on from where it was parked, and comes to the same screen; killed again, it begins anew.
+    for (restarts, detail) in [(1, "it ended, and went on from where it was parked"), (2, "")] {
+        let pid = admin.get("/api/phones/A/twin").await["pid"].as_i64().expect("pid");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("pid"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("killed");
+        admin.phone_when("A", |view| view["twin"]["restarts"] == restarts).await;
+        let view = admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 4).await;
+        assert_eq!(view["twin"]["detail"], detail);
+        assert_eq!(still(&appliance).await, notes);
+    }
 
     let pid = admin.get("/api/phones/A/twin").await["pid"].as_i64().expect("pid");
     appliance.shutdown().await;

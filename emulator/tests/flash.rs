@@ -122,6 +122,7 @@ fn who(twin: &mut Twin) -> Vec<String> {
 }
 
 /// A machine saved at the gate has touched no flash yet: any phone's twin may begin with it, and becomes who it is told to be.
+/// `POLLUX_CLONES` says how many are made of it, if not a few.
 #[test]
 fn clones_of_a_machine_saved_at_the_gate_are_individuals() {
     let dir = tempfile::tempdir().unwrap();
@@ -154,14 +155,15 @@ fn clones_of_a_machine_saved_at_the_gate_are_individuals() {
     twin.get(json!({"op": "stop"}));
     assert!(twin.ended().success());
 
+    let clones = std::env::var("POLLUX_CLONES").map_or(4, |count| count.parse::<u16>().expect("a number of clones"));
     let mut seen = HashSet::new();
-    for i in 1..=4 {
+    for i in 1..=clones {
         let (mut twin, [gate, _net]) = start(&format!("phone-{i}"), true);
         let (mut gate, _) = gate.accept().unwrap();
         let before = twin.generation();
         twin.get(json!({"op": "resume"}));
-        let (machine, host, serial, mac) = (format!("{i:032x}"), format!("twin-{i}"), format!("S{i}"), format!("02:00:00:00:01:0{i}"));
-        let seed = format!("{i:02x}").repeat(64);
+        let (machine, host, serial, mac) = (format!("{i:032x}"), format!("twin-{i}"), format!("S{i}"), format!("02:00:00:01:{:02x}:{:02x}", i >> 8, i & 0xff));
+        let seed = format!("{i:04x}").repeat(32);
         let line = format!("go seed={seed} time=1900000000.5 host={host} machine={machine} serial={serial} mac={mac}\n");
         gate.write_all(line.as_bytes()).unwrap();
         twin.changed_screen(before);
@@ -172,10 +174,10 @@ fn clones_of_a_machine_saved_at_the_gate_are_individuals() {
         assert!(seen.insert(boot_id.clone()) && seen.insert(random.clone()), "random numbers repeat: {said:?}");
         assert!((1_900_000_000..1_900_000_000 + PATIENCE.as_secs()).contains(&time.parse().unwrap()), "{said:?}");
         // While it runs it may be told that it is another now.
-        let other = format!("go seed={seed} host=fork-{i} machine={:032x}\n", 0xf0 + i);
+        let other = format!("go seed={seed} host=fork-{i} machine={:032x}\n", 0xf_0000 + u32::from(i));
         gate.write_all(other.as_bytes()).unwrap();
         type_whole(&mut twin, "until grep -q fork /etc/machine-id /etc/hostname; do sleep 0.1; done; echo NO''W $(hostname) $(cat /etc/machine-id) E''ND\n");
-        console_until(&mut twin, &format!("NOW fork-{i} {:032x} END", 0xf0 + i));
+        console_until(&mut twin, &format!("NOW fork-{i} {:032x} END", 0xf_0000 + u32::from(i)));
         twin.get(json!({"op": "stop"}));
         assert!(twin.ended().success());
     }

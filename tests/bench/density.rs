@@ -8,6 +8,8 @@
 //! - `cpu_all`: processors that all of them use while nobody does anything.
 //! - `answer_max`: from a touch, given to one twin after the other while the rest idle, to the first change of its screen; the longest.
 //! - `resume_all`: from the first request to the last reply.
+//! - `parked_processes`: of an appliance whose twins are all parked: its children. One is the spare, which waits for the next start.
+//! - `parked_memory`: what its own proportional set size has grown by with the parked twins, by their number; their phones are in it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -27,6 +29,8 @@ const CLK_TCK: f64 = 100.0;
 /// How long they idle while their time is taken.
 const IDLE: Duration = Duration::from_secs(30);
 const ANSWER_MS_MAX: u64 = 20_000;
+/// After so many parked twins, caches and pools have the size that they keep.
+const PARKED_FIRST: u16 = 50;
 /// Where the handset has its notes, at 360 x 720.
 const NOTES: (u16, u16) = (303, 626);
 
@@ -34,6 +38,9 @@ const NOTES: (u16, u16) = (303, 626);
 pub(crate) struct Options {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(2..=1000))]
     twins: u16,
+    /// Twins that are only parked.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u16).range(100..=10_000))]
+    parked: u16,
 }
 
 pub(crate) fn run(options: &Options) -> Result<Table> {
@@ -72,13 +79,49 @@ pub(crate) fn run(options: &Options) -> Result<Table> {
         answer_max = answer_max.max(answer(&mut machine(&appliance, serial)?)?);
     }
 
+    drop(streams);
+    drop(appliance);
+    let parked = parked(&runtime, options.parked)?;
+
     let mut table = Table::new("density");
     table.row(Row::new("pss_per_twin", "MiB", Better::Less, pss_kib as f64 / 1024.0 / count as f64));
     table.row(Row::new("cpu_all", "cores", Better::Less, cpu_all));
     table.row(Row::new("answer_max", "s", Better::Less, answer_max));
     table.row(Row::new("resume_all", "s", Better::Less, resume_all));
-    table.note(format!("{count} twins"));
+    table.row(Row::new("parked_processes", "", Better::Less, parked.processes as f64));
+    table.row(Row::new("parked_memory", "KiB", Better::Less, parked.kib_each));
+    table.note(format!("{count} twins; {} parked", options.parked));
     Ok(table)
+}
+
+struct Parked {
+    processes: usize,
+    kib_each: f64,
+}
+
+/// Has many twins begin and be parked, one after the other, and their phones go away.
+fn parked(runtime: &Runtime, count: u16) -> Result<Parked> {
+    let appliance = Appliance::start()?;
+    let mut at_first = 0;
+    for i in 0..count {
+        let serial = format!("BENCH-{i:05}");
+        drop(absent::enrol(runtime, &appliance, &serial, 0)?);
+        appliance.post(&format!("/api/phones/{serial}/twin/park"), json!({}))?;
+        if i + 1 == PARKED_FIRST {
+            at_first = pss(appliance.pid())?;
+        }
+    }
+    let grown = pss(appliance.pid())?.saturating_sub(at_first);
+    Ok(Parked { processes: children(appliance.pid())?, kib_each: grown as f64 / f64::from(count - PARKED_FIRST) })
+}
+
+/// How many processes one has started that still run.
+fn children(pid: u32) -> Result<usize> {
+    let mut count = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        count += std::fs::read_to_string(task?.path().join("children"))?.split_whitespace().count();
+    }
+    Ok(count)
 }
 
 /// Of both processes of a twin.

@@ -3,13 +3,14 @@
 //! - `running`: to its reply, which says that the machine runs: of a twin that begins with its image's base snapshot.
 //! - `home`: to the handset's home on its screen.
 //! - `resume`: of a twin that was parked, to the reply, when its screen is again the last that it showed.
+//! - `fork`: of a running twin, to the reply, which says that the fork runs.
 //!
 //! The phone is not there: it has enrolled and told that it has no files of its own. The first start, which makes the base snapshot, is
 //! not counted.
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::appliance::{Appliance, PATIENCE, wait_for};
 use tests::control::Control;
@@ -33,6 +34,9 @@ pub(crate) struct Options {
     /// Times that it is parked and resumed.
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u16).range(5..))]
     resumes: u16,
+    /// Forks.
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u16).range(5..))]
+    forks: u16,
 }
 
 pub(crate) fn run(options: &Options) -> Result<Table> {
@@ -41,7 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<Table> {
     let _stream = absent::enrol(&runtime, &appliance, SERIAL, 0)?;
     let bench = Bench { appliance };
 
-    let (mut running, mut home, mut resume) = (Samples::default(), Samples::default(), Samples::default());
+    let (mut running, mut home, mut resume, mut fork) = (Samples::default(), Samples::default(), Samples::default(), Samples::default());
     for _ in 0..options.starts {
         bench.ask("stop")?;
         let start = Instant::now();
@@ -60,13 +64,21 @@ pub(crate) fn run(options: &Options) -> Result<Table> {
         resume.add(ms(start));
         ensure!(bench.control()?.screen()? == last, "the resumed twin shows something else");
     }
+    for _ in 0..options.forks {
+        let start = Instant::now();
+        let number = bench.appliance.post(&bench.path("forks"), json!({}))?["number"].as_u64().context("a fork without a number")?;
+        fork.add(ms(start));
+        bench.appliance.delete(&bench.path(&format!("forks/{number}")))?;
+        wait_for("the fork to end", || Ok((bench.appliance.phone(SERIAL)?["twin"]["forks"] == json!([])).then_some(())))?;
+    }
     let mut table = Table::new("start");
     for (name, samples) in [("running", &running), ("home", &home)] {
         table.row(Row::new(format!("{name}_p50"), "ms", Better::Less, samples.median()?));
         table.row(Row::new(format!("{name}_p99"), "ms", Better::Less, samples.quantile(0.99)?));
     }
     table.row(Row::new("resume_p50", "ms", Better::Less, resume.median()?));
-    table.note(format!("{} starts, {} resumes, one twin at a time", running.len(), resume.len()));
+    table.row(Row::new("fork_p50", "ms", Better::Less, fork.median()?));
+    table.note(format!("{} starts, {} resumes, {} forks, one twin at a time", running.len(), resume.len(), fork.len()));
     Ok(table)
 }
 
@@ -80,7 +92,11 @@ struct Bench {
 
 impl Bench {
     fn ask(&self, what: &str) -> Result<()> {
-        self.appliance.post(&format!("/api/phones/{SERIAL}/twin/{what}"), json!({})).map(drop)
+        self.appliance.post(&self.path(what), json!({})).map(drop)
+    }
+
+    fn path(&self, what: &str) -> String {
+        format!("/api/phones/{SERIAL}/twin/{what}")
     }
 
     /// The running twin's own control socket.

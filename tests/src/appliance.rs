@@ -214,6 +214,10 @@ impl Appliance {
         Ok(port.parse()?)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// What it traced so far.
     pub fn trace(&self) -> String {
         self.process.printed()

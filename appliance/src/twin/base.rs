@@ -13,11 +13,13 @@ use image_builder::Image;
 use tracing::{info, warn};
 
 use super::control::{Control, ControlError};
-use super::{gate, lock};
 use super::process::Saved;
+use super::{gate, lock};
 
 /// A guest that has not come to its gate by then is let on without being saved.
 const AT_GATE_MAX: std::time::Duration = std::time::Duration::from_secs(50);
+/// How the name of a base ends that is not whole yet, after its maker's process id.
+const PARTIAL: &str = "new";
 /// How much of the image's hash names the file: as much as names the image's folder.
 const HASH_DIGITS: usize = 12;
 
@@ -69,17 +71,22 @@ impl Bases {
 }
 
 /// A file at one time: another may be put in its place.
-#[derive(PartialEq, Eq, Hash)]
-struct Version {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Version {
     path: PathBuf,
     inode: u64,
     modified: (i64, i64),
 }
 
 impl Version {
-    fn of(path: &Path) -> Option<Version> {
+    /// None if there is none.
+    pub(super) fn of(path: &Path) -> Option<Version> {
         let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
         Some(Version { path: path.to_owned(), inode: metadata.ino(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -94,8 +101,9 @@ async fn save(path: &Path, control: &Control) -> Result<bool, ControlError> {
         warn!("the guest does not come to its gate; its image has no base snapshot");
         return Ok(false);
     }
+    clear_partial(path);
     // Another appliance may share the image.
-    let partial = path.with_extension(format!("{}.new", std::process::id()));
+    let partial = path.with_extension(format!("{}.{PARTIAL}", std::process::id()));
     control.pause().await?;
     let saved = control.save(&partial, true).await;
     control.resume().await?;
@@ -113,3 +121,39 @@ async fn save(path: &Path, control: &Control) -> Result<bool, ControlError> {
     }
 }
 
+/// Removes what appliances left of `path` that were killed while they made it.
+fn clear_partial(path: &Path) {
+    let Some((folder, stem)) = path.parent().zip(path.file_stem().and_then(|stem| stem.to_str())) else { return };
+    let stale = |name: &str| {
+        let middle = name.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(PARTIAL)?;
+        let maker: u32 = middle.strip_suffix('.')?.parse().ok()?;
+        (!Path::new("/proc").join(maker.to_string()).exists()).then_some(())
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_str().and_then(stale).is_some()) {
+        info!(partial = %entry.path().display(), "removing what is left of a base snapshot that was not finished");
+        // If it cannot be removed, the next one that makes a base tries again.
+        let _ = std::fs::remove_file(entry.path());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_appliance_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("folder");
+        let base = folder.path().join("gate-0123.snapshot");
+        // No process has this id: it is above what the kernel gives (Linux, admin-guide/sysctl/kernel.rst, pid_max).
+        let gone = u32::MAX;
+        let (left, ours) = (format!("gate-0123.{gone}.new"), format!("gate-0123.{}.new", std::process::id()));
+        let stay = ["gate-0123.snapshot".into(), ours, format!("gate-4567.{gone}.new"), "gate-0123.x.new".into()];
+        for name in stay.iter().chain([&left]) {
+            std::fs::write(folder.path().join(name), "").expect("file");
+        }
+        clear_partial(&base);
+        assert!(!folder.path().join(left).exists());
+        assert!(stay.iter().all(|name| folder.path().join(name).exists()));
+    }
+}

@@ -15,8 +15,8 @@ use tracing::{info, warn};
 
 use super::gate::Identity;
 use super::keeper::{Copied, Request};
-use super::launch::{self, Launched};
-use super::process::{Folder, ProcessError};
+use super::launch::{self, Launched, Ready};
+use super::process::Folder;
 use super::{Running, TwinError, Twins, lock};
 use crate::live::Notice;
 use crate::phones::now_us;
@@ -86,7 +86,8 @@ impl Twins {
         let slots = self.inner.slots.clone();
         let slot = slots.try_acquire_owned().map_err(|_| TwinError::TooMany(self.running_max()))?;
         let number = self.inner.forks.next_number(phone)?;
-        let folder = Folder::make(&self.inner.runtime.join(format!("{phone}.{number}")))?;
+        // No phone's name begins with a dot.
+        let folder = Folder::make(&self.inner.runtime.join(format!(".{phone}.{number}")))?;
         let path = folder.path().to_owned();
         let forked = self.fork_into(phone, number, folder, slot).await;
         if forked.is_err() {
@@ -111,18 +112,9 @@ impl Twins {
         });
         let (flash, image) = prepared.await.map_err(|_| TwinError::Stopping)??;
         let config = launch::config(&image, Some(saved), self.inner.config.cage);
-        let launched = launch::launch(&self.inner.binary(), folder, &config, &flash).await?;
-        let told = launched.gate.open(&identity, wall_now_us());
-        told.map_err(|source| ProcessError::File { action: "write to", path: launched.machine.folder().gate(), source })?;
-        let control = launched.machine.control().clone();
-        let running = Running {
-            cpu: control.status().await?.cpu,
-            control,
-            rfb: launched.machine.folder().rfb(),
-            flash,
-            width: config.width as u16,
-            height: config.height as u16,
-        };
+        let launched = Ready::make(&self.inner.binary(), folder, &config).await?.run(&flash).await?;
+        let (running, _) = launched.running(&config, &flash).await?;
+        launched.tell(|gate| gate.open(&identity, wall_now_us()))?;
         let end = self.inner.stop.child_token();
         let fork = Fork { number, at_us: now_us(), position, running, end };
         self.inner.forks.add(phone, fork.clone());

@@ -14,12 +14,12 @@ use tracing::{info, warn};
 use super::control::{Control, MachineEvent};
 use super::decide::{AfterCrash, Crashes, TwinState};
 use super::gate::Identity;
-use super::launch::{self, Launched};
-use super::process::{Folder, Machine, ProcessError, Saved};
+use super::launch::{self, Launched, Ready};
+use super::process::{Folder, Machine, MachineConfig, ProcessError, Saved};
 use super::{End, Inner, Running, TwinError, TwinStatus};
 use crate::flashes::{FlashesError, TwinFlash};
 use crate::live::Notice;
-use crate::phones::{Standing, now_us};
+use crate::phones::{Phone, Standing, now_us};
 use crate::replay::{Beginning, Fed, Feeder, GuestClock, wall_now_us};
 
 /// Files in the folder of a saved machine.
@@ -60,6 +60,8 @@ pub(super) struct Keeper {
     /// Somebody stopped or parked it: it does not start by itself.
     at_rest: bool,
     restart_at: Option<tokio::time::Instant>,
+    /// The machine that ended had been parked: it is to go on from there once more.
+    retrying: bool,
     running: Option<Keeping>,
 }
 
@@ -70,6 +72,8 @@ struct Keeping {
     flash: TwinFlash,
     /// What its machine began with, now or before it was parked.
     base: Option<PathBuf>,
+    /// It began where it was parked, and may do so once more if it ends by itself.
+    retry: bool,
     /// Serves the flash; ends when the machine does.
     server: oneshot::Receiver<Result<(), FlashesError>>,
     feeding: CancellationToken,
@@ -104,8 +108,8 @@ type Slot = Arc<OwnedSemaphorePermit>;
 /// What a machine begins with.
 #[derive(Debug, Clone)]
 enum Start {
-    /// The machine that was parked in this folder.
-    Parked(PathBuf),
+    /// The machine that was parked in this folder; once more if it ends by itself and that may be.
+    Parked { folder: PathBuf, retry: bool },
     /// The base snapshot of its image, which is to be there; at the gate.
     Base,
     /// Its image's kernel.
@@ -123,7 +127,7 @@ enum Happened {
 impl Keeper {
     pub(super) fn new(phone: PhoneId, inner: Arc<Inner>, status: watch::Sender<TwinStatus>) -> Keeper {
         let crashes = Crashes::default();
-        Keeper { phone, inner, status, crashes, at_rest: false, restart_at: None, running: None }
+        Keeper { phone, inner, status, crashes, at_rest: false, restart_at: None, retrying: false, running: None }
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
@@ -215,6 +219,7 @@ impl Keeper {
 
     async fn crashed(&mut self, end: End) {
         warn!(phone = %self.phone, how = end.how, last_words = end.last_words, "twin ended");
+        self.retrying = self.running.as_ref().is_some_and(|keeping| keeping.retry);
         self.end().await;
         let how = end.how.clone();
         self.status.send_modify(|status| status.last_end = Some(end));
@@ -239,10 +244,15 @@ impl Keeper {
         let slots = self.inner.slots.clone();
         let slot = slots.try_acquire_owned().map_err(|_| TwinError::TooMany(self.inner.config.running_max))?;
         let slot = Arc::new(slot);
-        let was_parked = self.state() == TwinState::Parked;
+        let retrying = std::mem::take(&mut self.retrying);
+        let was_parked = retrying || self.state() == TwinState::Parked;
         self.set(TwinState::Starting, "");
-        let parked = self.parked_folder();
-        let resumed = if was_parked { self.bring_up(slot.clone(), Start::Parked(parked), "").await } else { self.begin(slot.clone(), "").await };
+        let resumed = if was_parked {
+            let detail = if retrying { "it ended, and went on from where it was parked" } else { "" };
+            self.bring_up(slot.clone(), Start::Parked { folder: self.parked_folder(), retry: !retrying }, detail).await
+        } else {
+            self.begin(slot.clone(), "").await
+        };
         let started = match resumed {
             // The log tells all that the parked machine had seen.
             Err(error @ (TwinError::Process(ProcessError::Ended(_)) | TwinError::Flash(FlashesError::Parked(_)))) if was_parked => {
@@ -272,73 +282,56 @@ impl Keeper {
         }
     }
 
-    /// Starts a process for a machine that begins as `start` says, and lets it run. `detail` is what to say of it.
+    /// Has a machine run that begins as `start` says. `detail` is what to say of it.
     async fn bring_up(&mut self, slot: Slot, start: Start, detail: &str) -> Result<(), TwinError> {
         let phone = self.inner.phones.find(self.phone.as_str()).map_err(|_| TwinError::NotRunning)?;
         if phone.standing != Standing::Released {
             return Err(TwinError::NotRunning);
         }
-        let inner = self.inner.clone();
-        let parked = if let Start::Parked(folder) = &start { Some(folder.clone()) } else { None };
         let identity = Identity::of(&phone.id, &phone.description.serial);
-        let from = parked.clone();
-        let prepared = tokio::task::spawn_blocking(move || prepare(&inner, &phone, from));
-        let Prepared { flash, image, beginning, base: parked_base, clock: parked_clock, wall_us } = prepared.await.map_err(|_| TwinError::Stopping)??;
-        let base = if let Start::Base = start { self.inner.bases.find(&image) } else { None };
-        let parked = parked.map(|folder| Saved { path: folder.join(MACHINE), base: parked_base.clone(), verify: false });
-        let saved = parked.or_else(|| base.clone());
+        let retry = matches!(start, Start::Parked { retry: true, .. });
+        let inner = self.inner.clone();
+        let prepared = tokio::task::spawn_blocking(move || prepare(&inner, &phone, start)).await;
+        let Prepared { flash, image, beginning, wall_us, saved, parked } = prepared.map_err(|_| TwinError::Stopping)??;
+        let resumed = parked.is_some();
         let config = launch::config(&image, saved, self.inner.config.cage);
-        let folder = Folder::make(&self.inner.runtime.join(self.phone.as_str()))?;
-        let launched = match (launch::launch(&self.inner.binary(), folder, &config, &flash).await, &base) {
-            (Err(TwinError::Process(error @ ProcessError::Ended(_))), Some(base)) => {
-                self.inner.bases.refused(&base.path);
-                return Err(TwinError::Base(error));
-            }
-            (launched, _) => launched?,
-        };
-        let Launched { machine, events, server, gate } = launched;
-        let control = machine.control().clone();
-        match &base {
-            Some(base) => self.inner.bases.found_whole(&base.path),
-            None if config.restore.is_none() => tokio::select! {
+        let launched = self.launch(&config, &flash, resumed).await?;
+        let control = launched.machine.control().clone();
+        if config.restore.is_none() {
+            tokio::select! {
                 made = self.inner.bases.make(&image, &control) => made?,
                 () = self.inner.stop.cancelled() => return Err(TwinError::Stopping),
-            },
-            None => {}
+            }
         }
-        let resumed = matches!(start, Start::Parked(_));
-        let status = control.status().await?;
-        let told = if resumed { gate.reseed() } else { gate.open(&identity, wall_us) };
-        told.map_err(|source| ProcessError::File { action: "write to", path: machine.folder().gate(), source })?;
+        let (running, status) = launched.running(&config, &flash).await?;
+        launched.tell(|gate| if resumed { gate.reseed() } else { gate.open(&identity, wall_us) })?;
         let began = status.guest_us.map(|guest_us| GuestClock { wall_us, guest_us });
-        let running = Running {
-            cpu: status.cpu,
-            control,
-            rfb: machine.folder().rfb(),
-            flash: flash.clone(),
-            width: config.width as u16,
-            height: config.height as u16,
-        };
         let fed = beginning.input.saturating_sub(1);
+        let (base, clock) = match parked {
+            Some(parked) => (parked.base, parked.clock.or(began)),
+            None => (config.restore.map(|base| base.path), began),
+        };
+        let Launched { machine, events, server, gate } = launched;
         let feeder = Feeder {
             phone: self.phone.clone(),
             logs: self.inner.logs.clone(),
             flash: flash.clone(),
-            control: running.control.clone(),
+            control,
             width: running.width,
             height: running.height,
             beginning,
             blank: (!resumed).then_some(status.generation),
-            clock: if resumed { parked_clock.or(began) } else { began },
+            clock,
             gate: Arc::new(gate),
             status: self.status.clone(),
             live: self.inner.live.clone(),
         };
         let pid = machine.pid();
-        let began_with = parked_base.or_else(|| base.as_ref().map(|base| base.path.clone()));
         let feeding = self.inner.stop.child_token();
+        info!(phone = %self.phone, pid, resumed, base = base.is_some(), "twin runs");
+        let food = feeder.clone();
         let mut keeping =
-            Keeping { machine, events, flash, base: began_with, server, feeding: feeding.clone(), food: feeder.clone(), feeder: None, fed: None, _slot: slot };
+            Keeping { machine, events, flash, base, retry, server, feeding: feeding.clone(), food, feeder: None, fed: None, _slot: slot };
         keeping.feed(feeder, feeding);
         self.running = Some(keeping);
         self.status.send_modify(|status| {
@@ -348,8 +341,35 @@ impl Keeper {
             status.fed = fed;
         });
         self.set(TwinState::Running, detail);
-        info!(phone = %self.phone, pid, resumed, base = base.is_some(), "twin runs");
+        self.inner.prepare_spare(image);
         Ok(())
+    }
+
+    /// Lets a machine run: the spare, if it is to begin with a base snapshot and there is one, or another.
+    async fn launch(&self, config: &MachineConfig, flash: &TwinFlash, resumed: bool) -> Result<Launched, TwinError> {
+        let path = self.inner.runtime.join(self.phone.as_str());
+        let base = config.restore.as_ref().filter(|_| !resumed).map(|base| &base.path);
+        if let Some(base) = base
+            && let Some(spare) = self.inner.spares.take(base).await
+        {
+            let launched = async { spare.moved(&path)?.run(flash).await };
+            match launched.await {
+                Ok(launched) => return Ok(launched),
+                Err(error) => warn!(phone = %self.phone, %error, "the machine that waited for a twin does not run; another is started"),
+            }
+        }
+        let launched = async { Ready::make(&self.inner.binary(), Folder::make(&path)?, config).await?.run(flash).await };
+        match (launched.await, base) {
+            (Err(TwinError::Process(error @ ProcessError::Ended(_))), Some(base)) => {
+                self.inner.bases.refused(base);
+                Err(TwinError::Base(error))
+            }
+            (Ok(launched), Some(base)) => {
+                self.inner.bases.found_whole(base);
+                Ok(launched)
+            }
+            (launched, _) => launched,
+        }
     }
 
     async fn park(&mut self, why: &str) -> Result<(), TwinError> {
@@ -402,6 +422,7 @@ impl Keeper {
     async fn stop(&mut self) -> Result<(), TwinError> {
         self.at_rest = true;
         self.restart_at = None;
+        self.retrying = false;
         self.end().await;
         remove(&self.parked_folder());
         self.set(TwinState::Stopped, "");
@@ -526,33 +547,34 @@ struct Prepared {
     flash: TwinFlash,
     image: image_builder::Image,
     beginning: Beginning,
-    /// Of the parked machine.
-    base: Option<PathBuf>,
-    clock: Option<GuestClock>,
     /// What the guest's wall clock is to show when it begins.
     wall_us: i64,
+    /// What the machine begins with; none: with its image's kernel.
+    saved: Option<Saved>,
+    /// Of a machine that was parked.
+    parked: Option<Parked>,
 }
 
-/// Finds image and flash for a machine. Blocks.
-fn prepare(inner: &Inner, phone: &crate::phones::Phone, parked: Option<PathBuf>) -> Result<Prepared, TwinError> {
+/// Finds image, flash and beginning for a machine. Blocks.
+fn prepare(inner: &Inner, phone: &Phone, start: Start) -> Result<Prepared, TwinError> {
     let image = inner.flashes.image_of(phone)?;
     let lead = inner.leads.of(&phone.id);
-    if let Some(folder) = parked {
+    if let Start::Parked { folder, .. } = start {
         let read = std::fs::read(folder.join("parked.json")).ok();
         let record = read.and_then(|bytes| serde_json::from_slice::<Parked>(&bytes).ok());
         // A machine goes on only on the image that it was saved with.
-        if let Some(record) = record.filter(|record| record.image == image.manifest().hash) {
-            let files = record.files.max(record.fed);
-            let flash = inner.flashes.twin(phone, files, Some(&folder.join(LAYER)), lead)?;
-            let beginning = Beginning { files, input: record.fed + 1, boot_id: record.boot_id };
-            return Ok(Prepared { flash, image, beginning, base: record.base, clock: record.clock, wall_us: wall_now_us() });
-        }
-        return Err(FlashesError::Parked(phone.id.clone()).into());
+        let parked = record.filter(|record| record.image == image.manifest().hash).ok_or_else(|| FlashesError::Parked(phone.id.clone()))?;
+        let files = parked.files.max(parked.fed);
+        let flash = inner.flashes.twin(phone, files, Some(&folder.join(LAYER)), lead)?;
+        let beginning = Beginning { files, input: parked.fed + 1, boot_id: parked.boot_id.clone() };
+        let saved = Saved { path: folder.join(MACHINE), base: parked.base.clone(), verify: false };
+        return Ok(Prepared { flash, image, beginning, wall_us: wall_now_us(), saved: Some(saved), parked: Some(parked) });
     }
     let beginning = crate::replay::beginning(&inner.logs, &inner.origins, &phone.id)?.ok_or(TwinError::Incomplete)?;
     let flash = inner.flashes.twin(phone, beginning.files, None, lead)?;
     let wall_us = crate::replay::wall_us(&inner.logs, &phone.id, &beginning)?;
-    Ok(Prepared { flash, image, beginning, base: None, clock: None, wall_us })
+    let saved = if let Start::Base = start { inner.bases.find(&image) } else { None };
+    Ok(Prepared { flash, image, beginning, wall_us, saved, parked: None })
 }
 
 /// `pollux-twin` in the folder of the running program; of tests, which run from a folder below it, one up.

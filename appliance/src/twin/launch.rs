@@ -4,17 +4,27 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use image_builder::Image;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{broadcast, oneshot};
 
-use super::TwinError;
-use super::control::MachineEvent;
+use super::control::{MachineEvent, MachineStatus};
 use super::gate::Gate;
 use super::process::{Cage, Folder, Machine, MachineConfig, ProcessError, Saved};
+use super::{ControlError, Running, TwinError};
 use crate::flashes::{FlashesError, TwinFlash};
 
 /// A machine that has not connected to its flash and its gate by then will not.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
+
+/// A machine that is there, restored or about to boot, and does not run yet. Nothing of it is any phone's.
+pub(super) struct Ready {
+    machine: Machine,
+    events: broadcast::Receiver<MachineEvent>,
+    /// Where it asks for its files.
+    flash: UnixStream,
+    gate: Gate,
+    restored: bool,
+}
 
 /// A machine that runs.
 pub(super) struct Launched {
@@ -46,26 +56,60 @@ pub(super) fn config(image: &Image, restore: Option<Saved>, cage: Cage) -> Machi
     }
 }
 
-/// Starts it in a `folder` of its own and lets it run, on `flash`. Fails with [`ProcessError::Ended`] if the process refuses, for one what it was
-/// to go on with.
-pub(super) async fn launch(binary: &Path, folder: Folder, config: &MachineConfig, flash: &TwinFlash) -> Result<Launched, TwinError> {
-    let (flash_door, gate_door) = (listen(folder.flash())?, listen(folder.gate())?);
-    let machine = Machine::start(binary, folder, config).await?;
-    let (control, events) = (machine.control(), machine.control().events());
-    // It connects to us while it boots or restores.
-    let running = async {
-        if config.restore.is_some() { control.resume().await } else { control.boot().await }
-    };
-    let connecting = async { tokio::try_join!(flash_door.accept(), gate_door.accept()) };
-    let (runs, connected) = tokio::join!(running, tokio::time::timeout(CONNECT_MAX, connecting));
-    runs?;
-    let failed = |source| ProcessError::File { action: "accept connections in", path: machine.folder().path().into(), source };
-    let ((flash_stream, _), (gate_stream, _)) = connected
-        .map_err(|_| ProcessError::Ended("it did not connect to its flash and its gate".into()))?
-        .map_err(failed)?;
-    let gate = Gate::new(gate_stream).map_err(failed)?;
-    let server = flash.serve(flash_stream)?;
-    Ok(Launched { machine, events, server, gate })
+impl Ready {
+    /// Starts its process in a `folder` of its own. Fails with [`ProcessError::Ended`] if the process refuses, for one what it was to go on with.
+    pub(super) async fn make(binary: &Path, folder: Folder, config: &MachineConfig) -> Result<Ready, TwinError> {
+        let (flash_door, gate_door) = (listen(folder.flash())?, listen(folder.gate())?);
+        let machine = Machine::start(binary, folder, config).await?;
+        let events = machine.control().events();
+        let connecting = async { tokio::try_join!(flash_door.accept(), gate_door.accept()) };
+        let failed = |source| ProcessError::File { action: "accept connections in", path: machine.folder().path().into(), source };
+        let ((flash, _), (gate, _)) = tokio::time::timeout(CONNECT_MAX, connecting)
+            .await
+            .map_err(|_| ProcessError::Ended("it did not connect to its flash and its gate".into()))?
+            .map_err(failed)?;
+        let gate = Gate::new(gate).map_err(failed)?;
+        Ok(Ready { machine, events, flash, gate, restored: config.restore.is_some() })
+    }
+
+    /// Moves its folder to `path`, where nothing that was there stays.
+    pub(super) fn moved(mut self, path: &Path) -> Result<Ready, ProcessError> {
+        self.machine.move_to(path)?;
+        Ok(self)
+    }
+
+    /// Lets it run on `flash`.
+    pub(super) async fn run(self, flash: &TwinFlash) -> Result<Launched, TwinError> {
+        let Ready { machine, events, flash: channel, gate, restored } = self;
+        let server = flash.serve(channel)?;
+        if restored { machine.control().resume().await? } else { machine.control().boot().await? }
+        Ok(Launched { machine, events, server, gate })
+    }
+
+    /// Resolves when its process has ended; says how. Cancel-safe.
+    pub(super) async fn ended(&mut self) -> String {
+        self.machine.ended().await
+    }
+
+    pub(super) async fn end(self) {
+        self.machine.end().await;
+    }
+}
+
+impl Launched {
+    /// What others may use of it, and how it is now.
+    pub(super) async fn running(&self, config: &MachineConfig, flash: &TwinFlash) -> Result<(Running, MachineStatus), ControlError> {
+        let control = self.machine.control().clone();
+        let status = control.status().await?;
+        let (width, height) = (config.width as u16, config.height as u16);
+        let running = Running { control, cpu: status.cpu.clone(), rfb: self.machine.folder().rfb(), flash: flash.clone(), width, height };
+        Ok((running, status))
+    }
+
+    /// Tells its guest something at its gate.
+    pub(super) fn tell(&self, what: impl FnOnce(&Gate) -> std::io::Result<()>) -> Result<(), ProcessError> {
+        what(&self.gate).map_err(|source| ProcessError::File { action: "write to", path: self.machine.folder().gate(), source })
+    }
 }
 
 fn listen(path: PathBuf) -> Result<UnixListener, ProcessError> {

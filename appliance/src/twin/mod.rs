@@ -13,6 +13,7 @@ mod keeper;
 mod launch;
 pub mod process;
 mod shortage;
+mod spare;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -35,12 +36,13 @@ pub use gate::Gate;
 pub use keeper::binary_beside_us;
 use keeper::{Keeper, Request};
 pub use process::ProcessError;
+use spare::Spares;
 
 use crate::config::TwinsConfig;
 use crate::flashes::{Flashes, FlashesError, TwinFlash};
 use crate::live::Live;
 use crate::log::{LogError, PhoneLogs};
-use crate::phones::Phones;
+use crate::phones::{Phone, Phones, Standing};
 use crate::records::Table;
 use crate::replay::KeptOrigins;
 
@@ -142,6 +144,7 @@ struct Inner {
     /// Folders of parked machines.
     parked: PathBuf,
     bases: Bases,
+    spares: Spares,
     forks: Forks,
     slots: Arc<Semaphore>,
     phones: Phones,
@@ -215,9 +218,9 @@ impl Twins {
     pub fn new(parts: TwinsParts) -> Twins {
         let TwinsParts { config, runtime, parked, phones, flashes, logs, leads, origins, live, tasks, stop } = parts;
         let slots = Arc::new(Semaphore::new(config.running_max));
-        let (keepers, bases, forks) = (Mutex::default(), Bases::default(), Forks::default());
+        let (keepers, bases, spares, forks) = (Mutex::default(), Bases::default(), Spares::default(), Forks::default());
         let inner =
-            Inner { config, runtime, parked, bases, forks, slots, phones, flashes, logs, leads, origins, live, tasks, stop, keepers };
+            Inner { config, runtime, parked, bases, spares, forks, slots, phones, flashes, logs, leads, origins, live, tasks, stop, keepers };
         Twins { inner: Arc::new(inner) }
     }
 
@@ -275,6 +278,20 @@ impl Twins {
     /// Says that somebody uses the twin, for as long as what this gives lives.
     pub fn in_use(&self, phone: &PhoneId) -> InUse {
         InUse::begin(&self.keeper(phone).usage)
+    }
+
+    /// Has a machine wait for the first twin that is asked for, of each image that a released phone has.
+    pub async fn prepare(self) {
+        let prepare = move || {
+            let released = self.inner.phones.list().into_iter().filter(|phone| phone.standing == Standing::Released);
+            let of_images: HashMap<String, Phone> = released.map(|phone| (phone.description.image.clone(), phone)).collect();
+            // A phone whose image is not here has no twin.
+            let images = of_images.values().filter_map(|phone| self.inner.flashes.image_of(phone).ok());
+            images.for_each(|image| self.inner.prepare_spare(image));
+        };
+        if let Err(error) = tokio::task::spawn_blocking(prepare).await {
+            warn!(%error, "no machine waits for the first twin");
+        }
     }
 
     /// Parks the least used twin, one at a time, whenever the host runs short of memory or processors. Ends with the appliance.

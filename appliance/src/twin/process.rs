@@ -54,18 +54,36 @@ impl Folder {
     /// Makes it anew, with nothing in it.
     pub fn make(path: &Path) -> Result<Folder, ProcessError> {
         let failed = |action| move |source| ProcessError::File { action, path: path.to_owned(), source };
-        match std::fs::remove_dir_all(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("empty the folder")(error)),
-            _ => {}
-        }
+        Folder::clear(path)?;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make the folder"))?;
         // `recursive` keeps the mode of what was there already.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(failed("close the folder"))?;
+        Folder::at(path)
+    }
+
+    /// Moves it to `path`, where nothing that was there stays.
+    fn moved(&self, path: &Path) -> Result<Folder, ProcessError> {
+        Folder::clear(path)?;
+        let moved = Folder::at(path)?;
+        std::fs::rename(&self.0, path).map_err(|source| ProcessError::File { action: "move a folder to", path: path.to_owned(), source })?;
+        Ok(moved)
+    }
+
+    fn at(path: &Path) -> Result<Folder, ProcessError> {
         let longest = path.join("control.sock");
         if longest.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             return Err(ProcessError::PathTooLong(longest));
         }
         Ok(Folder(path.to_owned()))
+    }
+
+    fn clear(path: &Path) -> Result<(), ProcessError> {
+        match std::fs::remove_dir_all(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(ProcessError::File { action: "empty the folder", path: path.to_owned(), source })
+            }
+            _ => Ok(()),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -250,6 +268,12 @@ impl Machine {
 
     pub fn folder(&self) -> &Folder {
         &self.folder
+    }
+
+    /// Moves its folder to `path`, where nothing that was there stays. Its sockets are then there.
+    pub(super) fn move_to(&mut self, path: &Path) -> Result<(), ProcessError> {
+        self.folder = self.folder.moved(path)?;
+        Ok(())
     }
 
     pub fn pid(&self) -> Option<u32> {
