@@ -67,6 +67,19 @@ async fn still(appliance: &Appliance) -> blake3::Hash {
     still_of(&appliance.services.twins.control(&id).expect("the twin runs")).await
 }
 
+/// The same of a machine that begins, once its handset has shown its first picture.
+async fn begun(appliance: &Appliance) -> blake3::Hash {
+    const SHOWN: &str = "handset: showing";
+    let id = appliance.services.phones.find("A").expect("phone").id;
+    let control = appliance.services.twins.control(&id).expect("the twin runs");
+    while !control.console_tail().await.expect("console").contains(SHOWN) {
+        let generation = control.screen().await.expect("screen").generation;
+        // Whether it changes or not, what the guest printed is looked at.
+        control.screen_wait(generation, Duration::from_millis(100)).await.expect("waited");
+    }
+    still_of(&control).await
+}
+
 /// The same of any machine.
 async fn still_of(control: &Control) -> blake3::Hash {
     const CLOCK_ROWS: usize = 200;
@@ -116,7 +129,7 @@ async fn a_twin_follows_its_phone_and_survives_what_happens_to_it() {
 
     // It starts by itself once the phone's files are known.
     admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 2).await;
-    let home = still(&appliance).await;
+    let home = begun(&appliance).await;
     stream.send_events(vec![event(3, on_screen(input::touch_down(NOTES, 1))), event(4, on_screen(input::touch_up()))]).await;
     assert_eq!(stream.acked().await, 4);
     admin.phone_when("A", |view| view["twin"]["position"] == 4).await;
@@ -198,7 +211,7 @@ async fn a_twin_begins_with_the_base_snapshot_or_boots_if_that_is_of_no_use() {
     assert_eq!(stream.acked().await, 2);
     // The first boots, and is saved at its gate on the way.
     admin.phone_when("A", |view| alive(&view["twin"])).await;
-    let home = still(&appliance).await;
+    let home = begun(&appliance).await;
     let base = base_in(images.path()).expect("a base snapshot");
     let made = std::fs::metadata(&base).expect("base").ino();
 
@@ -207,7 +220,7 @@ async fn a_twin_begins_with_the_base_snapshot_or_boots_if_that_is_of_no_use() {
         admin.post("/api/phones/A/twin/start", json!({})).await;
         let twin = admin.get("/api/phones/A/twin").await;
         assert!(alive(&twin), "{twin}");
-        assert_eq!(still(&appliance).await, home);
+        assert_eq!(begun(&appliance).await, home);
         twin["detail"].as_str().expect("detail").to_owned()
     };
     // It is of use: nothing is said, and it stays.
@@ -242,7 +255,7 @@ async fn an_x86_64_phone_has_a_twin_that_says_what_it_runs_on() {
     let view = admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 1).await;
     let cpu = view["twin"]["cpu"].as_str().expect("it runs on something");
     assert!(cpu == "x86-64, KVM" || cpu.starts_with("x86-64, emulated (slow): "), "{cpu}");
-    let home = still(&appliance).await;
+    let home = begun(&appliance).await;
     stream.send_events(vec![event(2, on_screen(input::touch_down(NOTES, 1))), event(3, on_screen(input::touch_up()))]).await;
     admin.phone_when("A", |view| view["twin"]["position"] == 3).await;
     let notes = still(&appliance).await;
@@ -308,7 +321,7 @@ async fn an_operator_leads_and_the_phone_follows() {
     stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
     assert_eq!(stream.acked().await, 1);
     admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 1).await;
-    let home = still(&appliance).await;
+    let home = begun(&appliance).await;
 
     assert_eq!(ann.call("PUT", "/api/phones/A/drive", None).await.0, 200);
     assert_eq!(bob.call("PUT", "/api/phones/A/drive", None).await.0, 409);
@@ -399,7 +412,7 @@ async fn a_running_twin_is_forked_and_goes_on() {
     stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
     assert_eq!(stream.acked().await, 1);
     admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 1).await;
-    let home = still(&appliance).await;
+    let home = begun(&appliance).await;
 
     let fork = admin.post("/api/phones/A/twin/forks", json!({})).await;
     assert_eq!((&fork["number"], &fork["position"]), (&json!(1), &json!(1)));

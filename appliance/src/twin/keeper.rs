@@ -16,7 +16,7 @@ use super::decide::{AfterCrash, Crashes, TwinState};
 use super::gate::Identity;
 use super::launch::{self, Launched, Ready};
 use super::process::{Folder, Machine, MachineConfig, ProcessError, Saved};
-use super::{End, Inner, Running, TwinError, TwinStatus};
+use super::{End, Inner, TwinError, TwinStatus};
 use crate::flashes::{FlashesError, TwinFlash};
 use crate::live::Notice;
 use crate::phones::{Phone, Standing, now_us};
