@@ -193,6 +193,8 @@ export interface Verdict {
   root: string | null;
   reread: boolean;
   findings: Finding[];
+  /** How many more; only the log has them. */
+  unnamed: number;
   trouble: string | null;
 }
 

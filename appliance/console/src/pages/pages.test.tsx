@@ -175,7 +175,7 @@ test('two moments of a phone are compared, and the address keeps them', async ()
   expect(await screen.findByText('This folder is empty')).toBeTruthy();
   fireEvent.click(screen.getByLabelText('Show what changed'));
   expect(await screen.findByText('No file changed between these')).toBeTruthy();
-  expect(screen.getByTestId('address').textContent).toBe('/phones/p2/files?since=39');
+  expect(screen.getByTestId('address').textContent).toBe('/phones/p2/files?at=40&since=39');
 });
 
 test('what changed is told by path, and how', async () => {
@@ -199,7 +199,7 @@ test('what changed is told by path, and how', async () => {
 test('a phone is verified after saying how, and what was found is told', async () => {
   const side = { kind: 'file', mode: 0o644, uid: 0, gid: 0, size: 3, hash: 'ab' };
   const found = { path: '/home/a%20b', position: 9, kind: 'divergence', phone: side, flash: null, event: null, outcome: 'the phone is asked to tell it again' };
-  const verdict = { at: '2026-11-01T00:00:00Z', equal: true, position: 12, root: 'abcdef0123456789', reread: true, findings: [found], trouble: null };
+  const verdict = { at: '2026-11-01T00:00:00Z', equal: true, position: 12, root: 'abcdef0123456789', reread: true, findings: [found], unnamed: 2, trouble: null };
   const asked = appliance({
     'GET /api/phones/p2': [200, inUse],
     'GET /api/phones/p2/verification': [200, { running: null, verdict }],
@@ -209,6 +209,7 @@ test('a phone is verified after saying how, and what was found is told', async (
   expect(await screen.findByText('Proven equal')).toBeTruthy();
   expect(screen.getByText(/both have the root hash abcdef012345…/)).toBeTruthy();
   expect(screen.getByLabelText('What was found').textContent).toContain('/home/a b was not the same: the phone has a file of 3 B, the flash nothing');
+  expect(screen.getByText('And 2 paths more; the log has them.')).toBeTruthy();
   press('Verify');
   expect(asked.some(({ request }) => request.startsWith('POST'))).toBe(false);
   fireEvent.click(await screen.findByLabelText('The phone reads all its files again'));

@@ -14,7 +14,7 @@ interface Props {
   onChange: (at: number | null, since: number | null) => void;
 }
 
-/** Any moment of a phone's log, or two to compare. The rightmost is now, and stays now as the log grows. */
+/** Any moment of a phone's log, or two to compare. The rightmost is now, and stays now as the log grows; of two it is the moment it was. */
 export function TimeSlider({ phone, at, since, onChange }: Props) {
   const last = phone.sync.position;
   const now = at ?? last;
@@ -40,7 +40,7 @@ export function TimeSlider({ phone, at, since, onChange }: Props) {
             size="xs"
             label="Show what changed"
             checked={since !== null}
-            onChange={(event) => onChange(at, event.currentTarget.checked ? Math.max(now - 1, 0) : null)}
+            onChange={(event) => (event.currentTarget.checked ? onChange(now, Math.max(now - 1, 0)) : onChange(asked(now), null))}
           />
         </Group>
         {since === null ? (
@@ -63,7 +63,7 @@ export function TimeSlider({ phone, at, since, onChange }: Props) {
             thumbFromLabel="Changes since"
             thumbToLabel="Changes until"
             onChange={hold}
-            onChangeEnd={([from, to]) => onChange(asked(to), from)}
+            onChangeEnd={([from, to]) => onChange(to, from)}
           />
         )}
       </Stack>

@@ -8,7 +8,7 @@ import { verification, verify, type Finding, type Phone, type Side, type Verdict
 import { Failure, sentence } from './Failure';
 import { readable } from './paths';
 import { Ago } from './times';
-import { size } from './units';
+import { count, size } from './units';
 
 /** Whether the phone's files and its flash are the same: as last proven, and to be proven again. */
 export function Verification({ phone }: { phone: Phone }) {
@@ -87,7 +87,7 @@ function How({ pending, error, onBegin, onClose }: HowProps) {
 }
 
 function Outcome({ phone, verdict }: { phone: Phone; verdict: Verdict }) {
-  const { equal, findings, position, at, root, reread, trouble } = verdict;
+  const { equal, findings, unnamed, position, at, root, reread, trouble } = verdict;
   const colour = equal === null ? 'yellow' : equal ? 'teal' : 'red';
   const title = equal === null ? 'Not verified' : equal ? 'Proven equal' : 'Phone and flash differ';
   return (
@@ -107,6 +107,7 @@ function Outcome({ phone, verdict }: { phone: Phone; verdict: Verdict }) {
           ))}
         </List>
       )}
+      {unnamed > 0 && <Text size="sm">And {count(unnamed, 'path')} more; the log has them.</Text>}
     </Alert>
   );
 }
