@@ -45,6 +45,9 @@ pub(super) async fn run(arguments: VerifyArguments) -> anyhow::Result<()> {
         show(&verdict)?;
     } else {
         list(&verdict["findings"]).iter().for_each(tell);
+        if let Some(unnamed @ 1..) = verdict["unnamed"].as_u64() {
+            println!("and {unnamed} paths more; `pollux log {} --kind control` has them", arguments.phone);
+        }
     }
     let position = &verdict["position"];
     match (verdict["equal"].as_bool(), arguments.how.json) {
