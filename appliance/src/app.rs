@@ -25,9 +25,11 @@ use crate::live::Live;
 use crate::log::PhoneLogs;
 use crate::mounts::Mounts;
 use crate::phones::{PhoneError, Phones, Standing, now_us};
+use crate::proof::{Proofs, ProofsParts};
 use crate::quarantine::Quarantine;
 use crate::records::Table;
 use crate::replay::{Replays, ReplaysParts};
+use crate::scrub::{Scrub, ScrubParts};
 use crate::sync::{self, Links, SyncService};
 use crate::tls::{self, BindError};
 use crate::twin::{Twins, TwinsParts};
@@ -254,6 +256,27 @@ impl Parts<'_> {
             tasks: tasks.clone(),
             stop: stop.clone(),
         })?;
+        let proofs = Proofs::open(ProofsParts {
+            phones: phones.clone(),
+            logs: logs.clone(),
+            flashes: flashes.clone(),
+            commands: commands.clone(),
+            verdicts: Table::new(store.kv.clone(), "verdicts"),
+            live: live.clone(),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        })?;
+        let scrub = Scrub::open(ScrubParts {
+            store: store.clone(),
+            phones: phones.clone(),
+            flashes: flashes.clone(),
+            logs: logs.clone(),
+            commands: commands.clone(),
+            kv: store.kv.clone(),
+            config: config.scrub,
+            stop: stop.clone(),
+        })?;
+        tasks.spawn(scrub.clone().run());
         let quarantine = Quarantine {
             phones: phones.clone(),
             links: links.clone(),
@@ -283,6 +306,8 @@ impl Parts<'_> {
             links,
             commands,
             mounts: Mounts::new(flashes.clone()),
+            proofs,
+            scrub,
             flashes,
             health,
             replays,

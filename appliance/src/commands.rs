@@ -9,7 +9,9 @@
 //! Promises: a file change for a phone is kept until the phone has answered it, across restarts of either side; input is sent at most
 //! once, and only to a connected phone; ids rise per phone and are positions of its log. Leaves out: who may ask.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -18,7 +20,8 @@ use sync_protocol::event::{Frame, Kind};
 use sync_protocol::limits::{CHUNKS_MESSAGE_BYTES_MAX, INPUT_FRAMES_MAX};
 use sync_protocol::wire::{self, command};
 use sync_protocol::{Hash, chunking};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::log::{LogError, PhoneLogs};
 use crate::records::{RecordError, Table};
@@ -41,6 +44,8 @@ pub enum CommandError {
     Log(#[from] LogError),
     #[error(transparent)]
     Records(#[from] RecordError),
+    #[error("the phone did not answer within {} s", .0.as_secs())]
+    Silent(Duration),
     #[error("interrupted")]
     Interrupted,
 }
@@ -61,6 +66,30 @@ pub struct Answer {
     pub result: wire::CommandResult,
 }
 
+/// A phone's answer to [`Commands::ask`].
+#[derive(Debug, Clone)]
+pub enum Reply {
+    Result(wire::CommandResult),
+    /// Everything up to its seq is in the log.
+    Root(wire::HaveRoot),
+}
+
+/// Who waits for the answer to which command of which phone.
+type Asking = Arc<Mutex<HashMap<(PhoneId, u64), oneshot::Sender<Reply>>>>;
+
+/// One who waits; dropped, nobody does.
+struct Awaited {
+    asking: Asking,
+    key: (PhoneId, u64),
+    reply: oneshot::Receiver<Reply>,
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        lock(&self.asking).remove(&self.key);
+    }
+}
+
 #[derive(Clone)]
 pub struct Commands {
     logs: PhoneLogs,
@@ -68,6 +97,7 @@ pub struct Commands {
     blobs: Arc<dyn Blobs>,
     outbox: Table<Waiting>,
     answers: mpsc::Sender<Answer>,
+    asking: Asking,
 }
 
 impl Commands {
@@ -75,7 +105,8 @@ impl Commands {
     pub fn new(logs: PhoneLogs, links: Links, store: &store::Store) -> (Commands, mpsc::Receiver<Answer>) {
         let outbox = Table::new(store.kv.clone(), "outbox");
         let (answers, received) = mpsc::channel(ANSWERS_MAX);
-        (Commands { logs, links, blobs: store.blobs.clone(), outbox, answers }, received)
+        let asking = Asking::default();
+        (Commands { logs, links, blobs: store.blobs.clone(), outbox, answers, asking }, received)
     }
 
     /// Logs what an operator did with keys and fingers, and hands it to the phone if it is connected. Blocks.
@@ -119,6 +150,57 @@ impl Commands {
         tokio::task::spawn_blocking(ask).await.map_err(|_| CommandError::Interrupted)?
     }
 
+    /// Asks a question that is not worth keeping, and waits for its answer up to `within`; gives the command's id, too.
+    pub async fn ask(
+        &self,
+        phone: &PhoneId,
+        command: command::Command,
+        within: Duration,
+    ) -> Result<(u64, Reply), CommandError> {
+        let gone = self.links.gone(phone)?;
+        let (commands, to) = (self.clone(), phone.clone());
+        let asked = tokio::task::spawn_blocking(move || commands.await_reply(&to, command));
+        let mut awaited = asked.await.map_err(|_| CommandError::Interrupted)??;
+        tokio::select! {
+            reply = &mut awaited.reply => Ok((awaited.key.1, reply.map_err(|_| CommandError::Interrupted)?)),
+            () = gone.cancelled() => Err(SendError::NotConnected.into()),
+            () = tokio::time::sleep(within) => Err(CommandError::Silent(within)),
+        }
+    }
+
+    /// Cancelled when the phone's present stream ends.
+    pub fn gone(&self, phone: &PhoneId) -> Result<CancellationToken, CommandError> {
+        Ok(self.links.gone(phone)?)
+    }
+
+    fn await_reply(&self, phone: &PhoneId, command: command::Command) -> Result<Awaited, CommandError> {
+        let command = self.log(phone, command)?;
+        let (told, reply) = oneshot::channel();
+        let key = (phone.clone(), command.id);
+        // Entered before it is sent: the answer may be quick.
+        lock(&self.asking).insert(key.clone(), told);
+        let awaited = Awaited { asking: self.asking.clone(), key, reply };
+        self.transmit(phone, command)?;
+        Ok(awaited)
+    }
+
+    /// Gives an answer to who waits for it, if anybody does.
+    fn reply(&self, phone: &PhoneId, id: u64, reply: Reply) -> bool {
+        let waiting = lock(&self.asking).remove(&(phone.clone(), id));
+        // An error means that they have just gone away.
+        waiting.map(|waiting| drop(waiting.send(reply))).is_some()
+    }
+
+    /// A phone told its root hash, and everything up to its seq is in the log.
+    pub fn told_root(&self, phone: &PhoneId, root: &wire::HaveRoot) {
+        self.reply(phone, root.command_id, Reply::Root(root.clone()));
+    }
+
+    /// Commands that `phone` has not answered and will be given again. Blocks.
+    pub fn waiting(&self, phone: &PhoneId) -> Result<usize, CommandError> {
+        Ok(self.outbox.list_under(&format!("{phone}/"))?.len())
+    }
+
     /// Sends everything that waits for `phone`, in order: it has just connected. Blocks.
     pub fn resend(&self, phone: &PhoneId) -> Result<(), CommandError> {
         for waiting in self.outbox.list_under(&format!("{phone}/"))? {
@@ -133,6 +215,9 @@ impl Commands {
 
     /// A phone answered. Blocks.
     pub fn answered(&self, phone: &PhoneId, result: wire::CommandResult) -> Result<(), CommandError> {
+        if self.reply(phone, result.command_id, Reply::Result(result.clone())) {
+            return Ok(());
+        }
         let key = key(phone, result.command_id);
         let asked = self.outbox.get(&key)?.map(|waiting| decode(&waiting)).transpose()?;
         // Input is frequent and answered each time: only its failures are worth keeping.
@@ -171,7 +256,7 @@ impl Commands {
 
     /// Logs, keeps and sends a command.
     fn keep(&self, phone: &PhoneId, command: command::Command) -> Result<u64, CommandError> {
-        if self.outbox.list_under(&format!("{phone}/"))?.len() >= OUTBOX_MAX {
+        if self.waiting(phone)? >= OUTBOX_MAX {
             return Err(CommandError::OutboxFull(phone.clone()));
         }
         let command = self.log(phone, command)?;
@@ -218,6 +303,10 @@ pub fn describe(command: &wire::Command) -> String {
         Some(command::Command::Rescan(rescan)) => format!("read {} again", rescan.path.escape_ascii()),
     };
     format!("command {}: {what}", command.id)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn key(phone: &PhoneId, id: u64) -> String {

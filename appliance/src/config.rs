@@ -18,6 +18,9 @@
 //! folder = "/var/cache/pollux/images"
 //! [store]
 //! backend = "sled"
+//! [scrub]
+//! share_percent = 10                              # of the disk's time, for reading what is stored; 0: never
+//! every_hours = 168
 //! ```
 
 use std::net::SocketAddr;
@@ -50,6 +53,15 @@ pub struct Config {
     pub login_lifetime: Duration,
     /// How long a drive lease lasts unless it is renewed.
     pub lease_lifetime: Duration,
+    pub scrub: ScrubConfig,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct ScrubConfig {
+    /// Of the disk's time, that may go into reading what is stored: 0 to 100.
+    pub share_percent: u32,
+    /// From the end of one pass to the next.
+    pub every: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -104,6 +116,14 @@ struct FileConfig {
     images: ImagesSection,
     store: StoreSection,
     drive: DriveSection,
+    scrub: ScrubSection,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ScrubSection {
+    share_percent: Option<u32>,
+    every_hours: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -160,6 +180,7 @@ impl Config {
             images: image_folder_default(),
             login_lifetime: Duration::from_secs(12 * 3600),
             lease_lifetime: Duration::from_secs(60),
+            scrub: ScrubConfig { share_percent: 10, every: Duration::from_secs(168 * 3600) },
         }
     }
 
@@ -235,6 +256,13 @@ fn merge(data: &Path, file: FileConfig, overrides: Overrides) -> Result<Config, 
     }
     if let Some(seconds) = file.drive.lease_seconds {
         config.lease_lifetime = Duration::from_secs(ranged("drive.lease_seconds", seconds, 5, 3600)? as u64);
+    }
+    if let Some(share) = file.scrub.share_percent {
+        config.scrub.share_percent = ranged("scrub.share_percent", share, 0, 100)?;
+    }
+    if let Some(hours) = file.scrub.every_hours {
+        let hours = ranged("scrub.every_hours", hours, 1, 24 * 366)?;
+        config.scrub.every = Duration::from_secs(3600 * u64::from(hours));
     }
     if let Some(max) = file.twins.running_max {
         config.twins.running_max =

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use flash::{BaseId, Flash, FlashError, GuestChange, Lead, Listed, TwinView};
 use image_builder::{Image, ImageError};
 use serde::Serialize;
-use store::{PhoneId, Store};
-use sync_protocol::event::Event;
+use store::{BlobHash, PhoneId, Store, StoreError};
+use sync_protocol::event::{Event, Node};
 use sync_protocol::path::PathError;
 use sync_protocol::scope::{Scope, ScopeError};
 use sync_protocol::{Hash, PhonePath};
@@ -93,7 +93,7 @@ impl From<Listed> for FileEntry {
     }
 }
 
-fn kind_of(listed: &Listed) -> FileKind {
+pub(crate) fn kind_of(listed: &Listed) -> FileKind {
     match listed.format {
         libc::S_IFREG => FileKind::File,
         libc::S_IFDIR => FileKind::Directory,
@@ -208,6 +208,72 @@ impl Flashes {
         }
     }
 
+    /// What is not the same at `from` and at `to`, by path, up to `max` changes, and whether there are more.
+    pub fn changes(
+        &self,
+        phone: &Phone,
+        from: u64,
+        to: u64,
+        max: usize,
+    ) -> Result<(Vec<flash::Change>, bool), FlashesError> {
+        let head = self.head(phone)?.flash;
+        self.check_reached(&phone.id, from.max(to))?;
+        let earlier = self.at(&phone.id, head.base(), from.min(to))?;
+        let later = earlier.later(&*self.inner.store.log, from.max(to));
+        let later = later.map_err(|source| failed(&phone.id, source))?;
+        let (changes, more) = earlier.changes(&later, max);
+        Ok(match from > to {
+            true => (changes.into_iter().map(reversed).collect(), more),
+            false => (changes, more),
+        })
+    }
+
+    /// A phone's flash that stands still, at `position` or where it is now.
+    pub(crate) fn still(&self, phone: &Phone, position: Option<u64>) -> Result<Flash, FlashesError> {
+        let flash = self.look(phone, position)?;
+        let still = flash.later(&*self.inner.store.log, flash.position());
+        still.map_err(|source| failed(&phone.id, source))
+    }
+
+    fn check_reached(&self, phone: &PhoneId, position: u64) -> Result<u64, FlashesError> {
+        let last = self.inner.store.log.last_seq(phone).map_err(|source| failed(phone, source.into()))?;
+        if position > last { Err(FlashesError::Ahead { position, last }) } else { Ok(last) }
+    }
+
+    /// A copy of a phone's flash at `position` of its own: it stays there until it is moved.
+    pub(crate) fn copy(&self, phone: &Phone, position: u64) -> Result<Flash, FlashesError> {
+        let base = self.head(phone)?.flash.base();
+        self.at(&phone.id, base, position)
+    }
+
+    /// Stores what of a phone's flash needs no phone: the files of its image, and the nodes of its tree.
+    pub(crate) fn store_again(&self, phone: &Phone) -> Result<(), FlashesError> {
+        if let Ok(image) = self.image_of(phone) {
+            let stored = self.inner.flashes.import_again(&image.base_tar());
+            stored.map_err(|source| failed(&phone.id, source))?;
+        }
+        let stored = self.head(phone)?.flash.checkpoint_whole();
+        stored.map(drop).map_err(|source| failed(&phone.id, source))
+    }
+
+    /// A chunk of a file that is not stored, or not as it was.
+    pub(crate) fn missing_chunk(&self, node: &Node) -> Result<Option<Hash>, StoreError> {
+        for chunk in node.chunks() {
+            match self.inner.store.blobs.get(&BlobHash::from(chunk.hash.0)) {
+                Ok(_) => {}
+                Err(StoreError::BlobMissing(_) | StoreError::BlobDamaged(_)) => return Ok(Some(chunk.hash)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Moves a copy on to a later position.
+    pub(crate) fn move_to(&self, copy: &Flash, position: u64) -> Result<(), FlashesError> {
+        let moved = copy.catch_up(&*self.inner.store.log, position);
+        moved.map_err(|source| failed(copy.phone(), source))
+    }
+
     /// The root hash of a phone's flash at `position`.
     pub fn root_at(&self, phone: &Phone, position: u64, scope: &Scope) -> Result<Hash, FlashesError> {
         Ok(self.look(phone, Some(position))?.root(scope))
@@ -220,8 +286,7 @@ impl Flashes {
 
     fn look(&self, phone: &Phone, position: Option<u64>) -> Result<Flash, FlashesError> {
         let head = self.head(phone)?.flash;
-        let last = self.inner.store.log.last_seq(&phone.id);
-        let last = last.map_err(|source| failed(&phone.id, source.into()))?;
+        let last = self.check_reached(&phone.id, position.unwrap_or(0))?;
         match position {
             None => {
                 // Nobody follows it when the phone is not released; then it stands where it was opened.
@@ -230,7 +295,6 @@ impl Flashes {
                 }
                 Ok(head)
             }
-            Some(position) if position > last => Err(FlashesError::Ahead { position, last }),
             Some(position) if position == head.position() => Ok(head),
             Some(position) => self.at(&phone.id, head.base(), position),
         }
@@ -252,6 +316,16 @@ impl Flashes {
         bases.insert(hash.clone(), base);
         Ok(base)
     }
+}
+
+/// The change that undoes a change.
+fn reversed(change: flash::Change) -> flash::Change {
+    let flash::Change { path, before, after, moved_from } = change;
+    let (path, moved_from) = match moved_from {
+        Some(from) => (from, Some(path)),
+        None => (path, None),
+    };
+    flash::Change { path, before: after, after: before, moved_from }
 }
 
 fn scope_of(image: &Image) -> Result<Scope, FlashesError> {

@@ -2,7 +2,7 @@
 //!
 //! [`app::Appliance`] starts and stops it; `main.rs` is its command line. Layers, each knowing only those below:
 //! `app` (wiring) over `http` (the only code that knows axum) over the services (`sync`, `replay`, `twin`, `drive`,
-//! `quarantine`, `commands`, `flashes`, `health`, `log`, `phones`, `identity`) over the store.
+//! `quarantine`, `proof`, `search`, `scrub`, `commands`, `flashes`, `health`, `log`, `phones`, `identity`) over the store.
 
 pub mod app;
 mod chain;
@@ -21,10 +21,13 @@ pub mod live;
 pub mod log;
 pub mod mounts;
 pub mod phones;
+pub mod proof;
 pub mod quarantine;
 mod records;
 pub mod replay;
 mod rfb;
+pub mod scrub;
+pub mod search;
 pub mod sync;
 mod tls;
 pub mod twin;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use store::{Log, PhoneId, StoreError};
-use sync_protocol::event::{Event, EventError, Kind, Origin};
+use sync_protocol::event::{Content, Event, EventError, FileChange, FileOp, Kind, Origin};
 use tokio::sync::watch;
 
 use crate::live::{Live, Notice};
@@ -22,6 +22,8 @@ use crate::records::{RecordError, Table};
 
 /// Events read at a time while looking for the last one that a phone sent.
 const SCAN_EVENTS: u64 = 512;
+/// Events of a log's end that are searched for where a phone's answer belongs: it is of the last seconds.
+const CUT_EVENTS_MAX: u64 = 65_536;
 /// A journal's id, as the contract has it.
 const JOURNAL_ID_BYTES: usize = 16;
 
@@ -50,6 +52,15 @@ struct Journal {
     first_position: u64,
     /// Seqs up to here count as acknowledged whatever the log holds.
     floor: u64,
+}
+
+/// Where in a log a phone stood when it answered a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Here: the log up to this position is what the phone had told, and been told, when it answered.
+    At(u64),
+    /// No position is: a file was changed by one side just before the other side's change came, or the answer is too old.
+    None,
 }
 
 /// What a phone's journal and its log have in common.
@@ -102,6 +113,12 @@ impl PhoneLogs {
         stored.into_iter().map(decode).collect()
     }
 
+    /// Up to which seq the log has the phone's events, as far as its journal was ever opened.
+    pub fn acked(&self, phone: &PhoneId) -> Result<Option<u64>, LogError> {
+        let writer = self.writer(phone)?;
+        Ok(lock(&writer).acked)
+    }
+
     /// Finds what the phone's journal and its log have in common. `first_unacked` and `last` are the journal's bounds.
     pub fn join(&self, phone: &PhoneId, id: &[u8], first_unacked: u64, last: u64) -> Result<Joined, LogError> {
         if id.len() != JOURNAL_ID_BYTES {
@@ -152,6 +169,73 @@ impl PhoneLogs {
         Ok(acked + count)
     }
 
+    /// Where the phone stood when it answered `command`, which it was given as that position, with `seq` as its last event.
+    ///
+    /// A phone carries out commands in order: by then it had made our file changes before the command, and none after.
+    pub fn cut(&self, phone: &PhoneId, seq: u64, command: u64) -> Result<Cut, LogError> {
+        let last = self.last(phone)?;
+        let Some(of_seq) = self.position_of(phone, seq, last)? else { return Ok(Cut::None) };
+        let mut finding = FindingCut { of_seq, command, reached: of_seq, passed: None };
+        let mut position = of_seq.min(command);
+        if last - position.min(last) > CUT_EVENTS_MAX {
+            return Ok(Cut::None);
+        }
+        while position < last {
+            let events = self.read(phone, position + 1, SCAN_EVENTS as usize)?;
+            let Some((end, _)) = events.last() else { break };
+            position = *end;
+            events.iter().for_each(|(position, event)| finding.saw(*position, event));
+        }
+        Ok(finding.cut())
+    }
+
+    /// The last position that a phone's clock dates up to `wall_us`, microseconds since 1970; 0 if none is.
+    ///
+    /// Only the phone's own events count: what happened on a phone that was away comes into the log later than what we did meanwhile.
+    /// Where a phone's clock was set back, one of the possible positions.
+    pub fn position_at(&self, phone: &PhoneId, wall_us: i64) -> Result<u64, LogError> {
+        let (mut low, mut high) = (0, self.last(phone)?);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            let by_phone = |event: &Event| event.origin == Origin::Phone;
+            match self.search_back(phone, middle, middle - low, by_phone)? {
+                (Some((position, event)), _) if event.wall_us > wall_us => high = position - 1,
+                _ => low = middle,
+            }
+        }
+        Ok(low)
+    }
+
+    /// Where the phone's event `seq` of its present journal is; 0 for the seq 0. `None`: not among the last of the log.
+    fn position_of(&self, phone: &PhoneId, seq: u64, last: u64) -> Result<Option<u64>, LogError> {
+        if seq == 0 {
+            return Ok(Some(0));
+        }
+        let is_it = |event: &Event| event.origin == Origin::Phone && event.seq == seq;
+        self.search_back(phone, last, CUT_EVENTS_MAX, is_it).map(|(found, _)| found.map(|(position, _)| position))
+    }
+
+    /// The last event up to `from` of which `is` holds, among `max` events; and down to where was searched.
+    pub fn search_back(
+        &self,
+        phone: &PhoneId,
+        from: u64,
+        max: u64,
+        is: impl Fn(&Event) -> bool,
+    ) -> Result<(Option<(u64, Event)>, u64), LogError> {
+        let floor = from.saturating_sub(max) + 1;
+        let mut end = from;
+        while end >= floor {
+            let start = end.saturating_sub(SCAN_EVENTS - 1).max(floor);
+            let mut events = self.read(phone, start, usize::try_from(end - start + 1).unwrap_or(usize::MAX))?;
+            if let Some(at) = events.iter().rposition(|(_, event)| is(event)) {
+                return Ok((Some(events.swap_remove(at)), start));
+            }
+            end = start - 1;
+        }
+        Ok((None, floor))
+    }
+
     /// Appends events of ours; `kinds` is given the position of the first one. Returns that position.
     pub fn append_ours(
         &self,
@@ -182,17 +266,9 @@ impl PhoneLogs {
 
     /// The last seq that the log holds of `journal`, looked for from the log's end.
     fn last_seq_of(&self, phone: &PhoneId, journal: &Journal, last: u64) -> Result<u64, LogError> {
-        let mut end = last;
-        while end >= journal.first_position {
-            let start = end.saturating_sub(SCAN_EVENTS - 1).max(journal.first_position);
-            let count = usize::try_from(end - start + 1).unwrap_or(usize::MAX);
-            let events = self.read(phone, start, count)?;
-            if let Some((_, event)) = events.iter().rev().find(|(_, event)| event.origin == Origin::Phone) {
-                return Ok(event.seq.max(journal.floor));
-            }
-            end = start - 1;
-        }
-        Ok(journal.floor)
+        let events = (last + 1).saturating_sub(journal.first_position);
+        let (found, _) = self.search_back(phone, last, events, |event| event.origin == Origin::Phone)?;
+        Ok(found.map_or(journal.floor, |(_, event)| event.seq.max(journal.floor)))
     }
 
     fn writer(&self, phone: &PhoneId) -> Result<Arc<Mutex<Writer>>, LogError> {
@@ -203,6 +279,53 @@ impl PhoneLogs {
         let last = self.last(phone)?;
         let fresh = Arc::new(Mutex::new(Writer { last, acked: None }));
         Ok(lock(&self.writers).entry(phone.clone()).or_insert(fresh).clone())
+    }
+}
+
+/// A file change in words.
+pub fn describe_change(change: &FileChange) -> String {
+    let path = &change.path;
+    match &change.op {
+        FileOp::Put(node) => match &node.content {
+            Content::Regular { size, .. } => format!("file {path} ({size} bytes)"),
+            Content::Directory => format!("directory {path}"),
+            Content::Symlink { .. } => format!("link {path}"),
+        },
+        FileOp::Remove => format!("removed {path}"),
+        FileOp::Rename { to } => format!("renamed {path} to {to}"),
+    }
+}
+
+/// Looks for the position up to which a log holds the phone's file changes up to an event, and ours up to a command: exactly those.
+struct FindingCut {
+    of_seq: u64,
+    command: u64,
+    /// The position is here or later,
+    reached: u64,
+    /// and before the first change that must not be in it.
+    passed: Option<u64>,
+}
+
+impl FindingCut {
+    fn saw(&mut self, position: u64, event: &Event) {
+        if !matches!(event.kind, Kind::File(_)) {
+            return;
+        }
+        let is_in = match event.origin {
+            Origin::Helpdesk => position < self.command,
+            _ => position <= self.of_seq,
+        };
+        match is_in {
+            true => self.reached = self.reached.max(position),
+            false => self.passed = Some(self.passed.map_or(position, |passed| passed.min(position))),
+        }
+    }
+
+    fn cut(&self) -> Cut {
+        match self.passed {
+            Some(passed) if passed < self.reached => Cut::None,
+            _ => Cut::At(self.reached),
+        }
     }
 }
 
@@ -272,6 +395,53 @@ mod tests {
         let seqs: Vec<u64> = all.iter().filter(|(_, e)| e.origin == Origin::Phone).map(|(_, e)| e.seq).collect();
         assert_eq!(seqs, [1, 2, 3, 4, 5]);
         assert_eq!(all.last().map(|(position, _)| *position), Some(logs.last(&phone).expect("last")));
+    }
+
+    #[test]
+    fn a_phones_answer_is_of_one_position_or_of_none() {
+        let file = |origin| {
+            let path = sync_protocol::PhonePath::new("/f").expect("path");
+            let kind = Kind::File(sync_protocol::event::FileChange { path, op: sync_protocol::event::FileOp::Remove });
+            Event { seq: 0, wall_us: 1, mono_us: 1, origin, kind }
+        };
+        // The command is at 4, the phone's last event at 6; where each side's file changes are decides.
+        let cut = |phone: &[u64], ours: &[u64]| {
+            let mut finding = FindingCut { of_seq: 6, command: 4, reached: 6, passed: None };
+            phone.iter().for_each(|at| finding.saw(*at, &file(Origin::Phone)));
+            ours.iter().for_each(|at| finding.saw(*at, &file(Origin::Helpdesk)));
+            finding.cut()
+        };
+        assert_eq!(cut(&[5, 6], &[3]), Cut::At(6));
+        assert_eq!(cut(&[6, 7], &[3, 8]), Cut::At(6));
+        // Ours came between the command and the phone's event: the phone has not made it.
+        assert_eq!(cut(&[6], &[5]), Cut::None);
+        let late = |phone: &[u64], ours: &[u64]| {
+            let mut finding = FindingCut { of_seq: 6, command: 9, reached: 6, passed: None };
+            phone.iter().for_each(|at| finding.saw(*at, &file(Origin::Phone)));
+            ours.iter().for_each(|at| finding.saw(*at, &file(Origin::Helpdesk)));
+            finding.cut()
+        };
+        assert_eq!(late(&[6], &[8]), Cut::At(8));
+        // The phone's change at 7 came after its answer, ours at 8 before.
+        assert_eq!(late(&[7], &[8]), Cut::None);
+    }
+
+    #[test]
+    fn a_time_is_found_by_the_phones_clock_whatever_we_did_meanwhile() {
+        let store = store::Store::memory();
+        let phone: PhoneId = "p".parse().expect("id");
+        let logs = PhoneLogs::new(store.log, store.kv, Live::default());
+        logs.join(&phone, &JOURNAL, 1, 9).expect("joined");
+        assert_eq!(logs.position_at(&phone, i64::MAX).expect("position"), 0);
+        ours(&logs, &phone);
+        for seq in 1..=4u64 {
+            let event = Event { wall_us: seq as i64 * 10, ..events(seq..=seq).remove(0) };
+            logs.append_from_phone(&phone, seq, vec![event], || true).expect("appended");
+            ours(&logs, &phone);
+        }
+        // Ours at 1, 3, 5, 7, 9, by our clock, which is far ahead; the phone's at 2, 4, 6, 8.
+        let at = |wall_us| logs.position_at(&phone, wall_us).expect("position");
+        assert_eq!([at(9), at(10), at(25), at(39), at(40), at(i64::MAX)], [1, 3, 5, 7, 9, 9]);
     }
 
     #[test]

@@ -164,7 +164,42 @@ export const phone = (id: string) => ask<Phone>('GET', phoneAt(id));
 export const release = (id: string, reason: string) => ask<Phone>('POST', `${phoneAt(id)}/release`, { reason });
 export const quarantine = (id: string, reason: string) => ask<Phone>('POST', `${phoneAt(id)}/quarantine`, { reason });
 export const assign = (id: string, assignment: Assignment) => ask<Assignment>('PUT', `${phoneAt(id)}/assignment`, assignment);
-export const prove = (id: string) => ask<void>('POST', `${phoneAt(id)}/prove`);
+
+/** A path on the phone, or on its flash. */
+export interface Side {
+  kind: 'file' | 'directory' | 'link';
+  mode: number;
+  uid: number;
+  gid: number;
+  size: number;
+  hash: string;
+}
+
+export interface Finding {
+  path: string;
+  position: number;
+  kind: 'missed_edit' | 'phone_decay' | 'divergence';
+  phone: Side | null;
+  flash: Side | null;
+  event: { position: number; at: string; by_helpdesk: boolean; text: string } | null;
+  outcome: string;
+}
+
+export interface Verdict {
+  at: string;
+  /** Null: it could not be told. */
+  equal: boolean | null;
+  position: number;
+  root: string | null;
+  reread: boolean;
+  findings: Finding[];
+  /** How many more; only the log has them. */
+  unnamed: number;
+  trouble: string | null;
+}
+
+export const verification = (id: string) => ask<{ running: string | null; verdict: Verdict | null }>('GET', `${phoneAt(id)}/verification`);
+export const verify = (id: string, how: { reread: boolean; heal: boolean }) => ask<void>('POST', `${phoneAt(id)}/verification`, how);
 
 type TwinAction = 'start' | 'park' | 'stop';
 export const actOnTwin = (id: string, action: TwinAction) => ask<Twin>('POST', `${phoneAt(id)}/twin/${action}`);
@@ -214,6 +249,28 @@ export const fileAt = (id: string, path: string, position: number | null) => `${
 /** A file's bytes. Throws {@link ApiError}. */
 export const content = (id: string, path: string, position: number | null) =>
   reach('GET', fileAt(id, path, position)).then((reply) => reply.blob());
+
+/** A file at one of two positions. */
+export interface FileState {
+  kind: FileEntry['kind'];
+  mode: number;
+  uid: number;
+  gid: number;
+  size: number;
+  modified_at: string;
+}
+
+export interface Change {
+  path: string;
+  change: 'added' | 'removed' | 'changed' | 'moved';
+  moved_from: string | null;
+  before: FileState | null;
+  after: FileState | null;
+}
+
+/** What is not the same in a phone's files at two positions of its log. */
+export const diff = (id: string, from: number, to: number) =>
+  ask<{ from: number; to: number; changes: Change[]; more: boolean }>('GET', `${phoneAt(id)}/diff?from=${from}&to=${to}`);
 
 export interface Conflict {
   id: number;

@@ -31,6 +31,7 @@ const settle = () => act(() => vi.advanceTimersByTimeAsync(1000));
 test('notices make stale what they are about, and no more', () => {
   expect(staleAfter({ type: 'log', phone: 'p' })).toEqual([['log', 'p'], ['files', 'p'], ['phones'], ['phone', 'p']]);
   expect(staleAfter({ type: 'twin', phone: 'p' })).toEqual([['phones'], ['phone', 'p']]);
+  expect(staleAfter({ type: 'phone', phone: 'p' })).toEqual([['verification', 'p'], ['phones'], ['phone', 'p']]);
   expect(staleAfter({ type: 'settings' })).toEqual([['codes'], ['users']]);
 });
 

@@ -13,6 +13,8 @@ export function staleAfter(notice: Notice): QueryKey[] {
   switch (notice.type) {
     case 'log':
       return [['log', notice.phone], ['files', notice.phone], ...phone];
+    case 'phone':
+      return [['verification', notice.phone], ...phone];
     case 'conflict':
       return [['conflicts', notice.phone], ...phone];
     case 'settings':

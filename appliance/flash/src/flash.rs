@@ -1,12 +1,13 @@
 //! The flash of one phone: its files at one position of its log, and the store of all of them.
 
 use std::collections::HashMap;
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use bytes::BufMut;
 use store::{BlobHash, Log, PhoneId, Store};
-use sync_protocol::event::{Event, FileChange, Kind, Origin};
+use sync_protocol::event::{Content, Event, FileChange, Kind, Node, Origin};
 use sync_protocol::scope::Scope;
 use sync_protocol::tree::Entry;
 use sync_protocol::{Hash, PhonePath};
@@ -54,11 +55,11 @@ pub struct Flash {
 }
 
 pub(crate) struct FlashShared {
-    phone: PhoneId,
-    base: Option<BaseId>,
-    store: Store,
+    pub(crate) phone: PhoneId,
+    pub(crate) base: Option<BaseId>,
+    pub(crate) store: Store,
     pub(crate) chunks: Arc<Chunks>,
-    head: RwLock<Head>,
+    pub(crate) head: RwLock<Head>,
 }
 
 pub(crate) struct Head {
@@ -92,7 +93,7 @@ pub struct Listed {
 }
 
 impl Listed {
-    fn of(inode: &Inode) -> Self {
+    pub(crate) fn of(inode: &Inode) -> Self {
         let link_target = match &inode.body {
             Body::Symlink(target) => Some(target.to_vec()),
             _ => None,
@@ -130,6 +131,11 @@ impl Flashes {
         if self.base(id).is_ok() {
             return Ok(id);
         }
+        self.import(id, tar)?;
+        Ok(id)
+    }
+
+    fn import(&self, id: BaseId, tar: &Path) -> Result<(), FlashError> {
         let failed = |source| FlashError::Tar {
             what: tar.display().to_string(),
             source,
@@ -143,7 +149,12 @@ impl Flashes {
             .kv
             .put(BASES, id.as_bytes(), &encode_record(None, &stored))?;
         self.bases().insert(id, Arc::new(tree.into_base()));
-        Ok(id)
+        Ok(())
+    }
+
+    /// Stores an image's files again, as far as they are not stored, or not whole.
+    pub fn import_again(&self, tar: &Path) -> Result<(), FlashError> {
+        self.import(crate::base::hash_file(tar)?, tar)
     }
 
     fn bases(&self) -> std::sync::MutexGuard<'_, HashMap<BaseId, Arc<BaseTree>>> {
@@ -410,10 +421,24 @@ impl Flash {
     ///
     /// Reads and changes go on meanwhile.
     pub fn checkpoint(&self) -> Result<u64, FlashError> {
+        let (tree, position) = {
+            let head = self.shared.read();
+            (head.tree.clone(), head.position)
+        };
+        self.store(tree, position)
+    }
+
+    /// As [`Flash::checkpoint`], believing of nothing that it is stored already: what decayed in the store is there again.
+    pub fn checkpoint_whole(&self) -> Result<u64, FlashError> {
         let (mut tree, position) = {
             let head = self.shared.read();
             (head.tree.clone(), head.position)
         };
+        tree.forget_nodes();
+        self.store(tree, position)
+    }
+
+    fn store(&self, mut tree: Tree, position: u64) -> Result<u64, FlashError> {
         let stored = store_tree(&mut tree, &*self.shared.store.blobs)?;
         let record = encode_record(self.shared.base, &stored);
         self.shared.store.kv.put(
@@ -448,6 +473,64 @@ impl Flash {
             .into_iter()
             .filter_map(|(name, ino)| Some((name, head.tree.entry(ino)?)));
         Some(entries.collect())
+    }
+
+    /// The tree entry at `path` with what beneath it a phone with this scope captures, as the phone hashes it.
+    pub fn entry_in(&self, path: &PhonePath, scope: &Scope) -> Option<Entry> {
+        let mut head = self.shared.write();
+        let ino = head.tree.resolve(path)?.ino;
+        head.tree.entry_in_scope(ino, path, scope)
+    }
+
+    /// Up to `max` tree entries of the directory at `path` whose names come after `after`, sorted by name, as
+    /// [`Flash::entry_in`] has them; none if it is no directory.
+    pub fn entries_in(
+        &self,
+        path: &PhonePath,
+        scope: &Scope,
+        after: &[u8],
+        max: usize,
+    ) -> Option<Vec<(Name, Entry)>> {
+        let mut head = self.shared.write();
+        let directory = head.tree.resolve(path)?.clone();
+        let rest = (Bound::Excluded(after), Bound::Unbounded);
+        let rest = directory.entries()?.range::<[u8], _>(rest);
+        let captured = rest.filter_map(|(name, ino)| {
+            // A path too long for the contract was never captured.
+            let child = path.join(name).ok()?;
+            let entry = head.tree.entry_in_scope(*ino, &child, scope)?;
+            Some((name.clone(), entry))
+        });
+        Some(captured.take(max).collect())
+    }
+
+    /// What an event says that makes the file at `path` as it is; none if there is nothing or a special file.
+    pub fn node(&self, path: &PhonePath) -> Option<Node> {
+        let inode = self.shared.read().tree.resolve(path)?.clone();
+        let content = match &inode.body {
+            Body::Regular(contents) => Content::Regular {
+                size: contents.size(),
+                chunks: contents.chunks().to_vec(),
+            },
+            Body::Directory(_) => Content::Directory,
+            Body::Symlink(target) => Content::Symlink {
+                target: target.to_vec(),
+            },
+            Body::Special { .. } => return None,
+        };
+        let Attributes {
+            mode,
+            uid,
+            gid,
+            mtime_ns,
+        } = inode.attributes;
+        Some(Node {
+            mode,
+            uid,
+            gid,
+            mtime_ns,
+            content,
+        })
     }
 
     /// The file at `path`. Links are not followed.

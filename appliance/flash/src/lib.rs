@@ -19,6 +19,7 @@ mod codec;
 mod error;
 mod flash;
 pub mod fuse;
+mod history;
 mod inode;
 mod node;
 mod tree;
@@ -26,6 +27,7 @@ mod view;
 
 pub use error::FlashError;
 pub use flash::{Applied, BaseId, Flash, Flashes, Listed};
+pub use history::Change;
 pub use inode::{Attributes, Ino, Name, ROOT_INO};
 pub use view::{
     Before, Caller, FILE_BYTES_MAX, GuestChange, LAYER_FILES_MAX, LAYER_PAGE_BYTES_MAX,

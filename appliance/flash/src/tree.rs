@@ -523,7 +523,13 @@ impl Tree {
         hashing::root_hash(entries)
     }
 
-    fn entry_in_scope(&mut self, ino: Ino, path: &PhonePath, scope: &Scope) -> Option<Entry> {
+    /// The entry of a file at `path` with what of everything beneath it is not excluded; none if it is itself.
+    pub(crate) fn entry_in_scope(
+        &mut self,
+        ino: Ino,
+        path: &PhonePath,
+        scope: &Scope,
+    ) -> Option<Entry> {
         if scope.is_excluded(path) {
             return None;
         }

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::client::Client;
 use super::table;
 
-/// How often `log --follow` looks for more.
-const FOLLOW_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
+/// Between two looks whether a phone has answered.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(500);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PhonesCommand {
@@ -164,7 +164,7 @@ pub(super) async fn phones(client: &Client, command: PhonesCommand, json_wanted:
                 if proof["at"] != before {
                     return show(&proof);
                 }
-                tokio::time::sleep(FOLLOW_EVERY).await;
+                tokio::time::sleep(LOOK).await;
             }
             bail!("the phone has not told its root hash yet; `pollux phones show` will have it")
         }
@@ -257,38 +257,6 @@ pub(super) async fn files(client: &Client, command: FilesCommand, json_wanted: b
     }
 }
 
-pub(super) async fn log(
-    client: &Client,
-    phone: &str,
-    limit: usize,
-    follow: bool,
-    json_wanted: bool,
-) -> anyhow::Result<()> {
-    let base = format!("/api/phones/{}/log", segment(phone));
-    let mut page = client.get(&format!("{base}?limit={limit}")).await?;
-    loop {
-        let events = page["events"].as_array().cloned().unwrap_or_default();
-        for event in &events {
-            if json_wanted {
-                println!("{event}");
-            } else {
-                let field = |key: &str| table::plain(&text(&event[key]));
-                println!("{:>8}  {}  {:<8} {:<8} {}", field("position"), field("at"), field("origin"), field("kind"), field("summary"));
-            }
-        }
-        let seen = events.last().map_or(page["last"].clone(), |event| event["position"].clone());
-        if events.is_empty() {
-            if !follow {
-                return Ok(());
-            }
-            tokio::time::sleep(FOLLOW_EVERY).await;
-        } else if !follow {
-            return Ok(());
-        }
-        page = client.get(&format!("{base}?after={seen}&limit=1000")).await?;
-    }
-}
-
 pub(super) async fn report(client: &Client, command: ReportCommand, json_wanted: bool) -> anyhow::Result<()> {
     match command {
         ReportCommand::List => {
@@ -316,7 +284,7 @@ pub(super) async fn report(client: &Client, command: ReportCommand, json_wanted:
     }
 }
 
-fn list(value: &Value) -> &[Value] {
+pub(super) fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
@@ -347,7 +315,7 @@ fn password() -> anyhow::Result<String> {
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-fn show(value: &Value) -> anyhow::Result<()> {
+pub(super) fn show(value: &Value) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }
@@ -368,7 +336,7 @@ fn done(reply: &Value, json_wanted: bool, key: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 

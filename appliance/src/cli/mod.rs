@@ -3,10 +3,13 @@
 mod client;
 mod commands;
 mod demo;
+mod health;
+mod history;
 mod images;
 mod mount;
 mod serve;
 mod table;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,19 +42,17 @@ enum Command {
     /// Files of a phone's flash.
     Files(Asking<commands::FilesCommand>),
     /// A phone's log.
-    Log {
-        phone: String,
-        /// How many events to begin with.
-        #[arg(long, default_value_t = 50)]
-        limit: usize,
-        /// Go on as the log grows.
-        #[arg(long, short)]
-        follow: bool,
-        #[command(flatten)]
-        how: HowArguments,
-    },
+    Log(history::LogArguments),
+    /// What changed on a phone between two positions of its log.
+    Diff(history::DiffArguments),
+    /// Search the files of all phones, by name and contents, now or as of a time.
+    Find(history::FindArguments),
+    /// How the appliance itself is: trouble, and the scrub of what is stored.
+    Health(health::HealthArguments),
     /// Usage reports.
     Report(Asking<commands::ReportCommand>),
+    /// Prove that a phone's files and its flash are the same, or name what differs, and mend it.
+    Verify(verify::VerifyArguments),
     /// Mount a phone's flash on a directory of the appliance's host, read-only.
     Mount(mount::MountArguments),
     /// Users.
@@ -122,13 +123,15 @@ async fn ask(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Mount(arguments) => mount::run(arguments).await,
+        Command::Verify(arguments) => verify::run(arguments).await,
         Command::Phones(Asking { command, how }) => commands::phones(&connect(&how)?, command, how.json).await,
         Command::Code(Asking { command, how }) => commands::code(&connect(&how)?, command, how.json).await,
         Command::Twin(Asking { command, how }) => commands::twin(&connect(&how)?, command, how.json).await,
         Command::Files(Asking { command, how }) => commands::files(&connect(&how)?, command, how.json).await,
-        Command::Log { phone, limit, follow, how } => {
-            commands::log(&connect(&how)?, &phone, limit, follow, how.json).await
-        }
+        Command::Health(arguments) => health::run(arguments).await,
+        Command::Log(arguments) => history::log(arguments).await,
+        Command::Diff(arguments) => history::diff(arguments).await,
+        Command::Find(arguments) => history::find(arguments).await,
         Command::Report(Asking { command, how }) => commands::report(&connect(&how)?, command, how.json).await,
         Command::User(Asking { command, how }) => commands::user(&connect(&how)?, command, how.json).await,
         Command::Serve(_) | Command::Image(_) | Command::Openapi => unreachable!("run elsewhere"),

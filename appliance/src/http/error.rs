@@ -15,6 +15,8 @@ use crate::drive::DriveError;
 use crate::flashes::FlashesError;
 use crate::mounts::MountError;
 use crate::phones::PhoneError;
+use crate::proof::ProofError;
+use crate::search::SearchError;
 use crate::twin::{ControlError, TwinError};
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -163,6 +165,21 @@ impl From<FlashesError> for ApiError {
     }
 }
 
+impl From<store::StoreError> for ApiError {
+    fn from(error: store::StoreError) -> ApiError {
+        ApiError::internal(&error)
+    }
+}
+
+impl From<SearchError> for ApiError {
+    fn from(error: SearchError) -> ApiError {
+        match error {
+            SearchError::Flash(error) => error.into(),
+            SearchError::TooLong { .. } | SearchError::Empty(_) => ApiError::invalid(error),
+        }
+    }
+}
+
 impl From<MountError> for ApiError {
     fn from(error: MountError) -> ApiError {
         match error {
@@ -196,6 +213,19 @@ impl From<CommandError> for ApiError {
             }
             CommandError::OutboxFull(_) => ApiError::conflict(error),
             _ => ApiError::internal(&error),
+        }
+    }
+}
+
+impl From<ProofError> for ApiError {
+    fn from(error: ProofError) -> ApiError {
+        match error {
+            ProofError::Running | ProofError::TooMany => ApiError::conflict(error).advise("wait for its outcome"),
+            ProofError::Command(error) => error.into(),
+            ProofError::Log(error) => error.into(),
+            ProofError::Flash(error) => error.into(),
+            ProofError::Records(_) | ProofError::Store(_) | ProofError::Interrupted => ApiError::internal(&error),
+            _ => ApiError::unavailable(error),
         }
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Services;
 use super::error::{ApiError, ApiResult, blocking};
 use super::login::Operator;
-use super::views::{bytes_parameter, encode, time_of_ns};
+use super::views::{bytes_parameter, encode, number_parameter, time_of_ns};
 use crate::flashes::{FileEntry, FileKind};
 
 /// What is read from the flash at a time while a file is downloaded.
@@ -136,10 +136,6 @@ impl Wanted {
     fn of(services: &Services, phone: &str, query: &str) -> Result<Wanted, ApiError> {
         let phone = services.phones.find(phone)?;
         let path = bytes_parameter(query, "path")?.unwrap_or_else(|| b"/".to_vec());
-        let position = bytes_parameter(query, "position")?
-            .map(|text| std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()))
-            .map(|position| position.ok_or_else(|| ApiError::invalid("position must be a number")))
-            .transpose()?;
-        Ok(Wanted { phone, path, position })
+        Ok(Wanted { phone, path, position: number_parameter(query, "position")? })
     }
 }

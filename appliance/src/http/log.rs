@@ -1,17 +1,23 @@
 //! A phone's log, page by page: what happened, in order.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use serde::{Deserialize, Serialize};
+use store::PhoneId;
+use sync_protocol::PhonePath;
 use sync_protocol::event::{Content, Event, FileOp, Kind, Origin};
 
 use super::Services;
 use super::error::{ApiResult, Query, blocking};
 use super::login::Operator;
-use super::views::{encode, time_of_us};
+use super::views::{bytes_parameter, encode, time_of_us, time_parameter};
+use crate::flashes::FlashesError;
+use crate::log::{LogError, PhoneLogs};
 
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1000;
+/// Events searched for one page; where the search ends the next goes on.
+const SEARCHED_MAX: u64 = 50_000;
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -21,6 +27,64 @@ pub(super) struct LogQuery {
     after: Option<u64>,
     /// 1 to 1000; 100 if absent.
     limit: Option<usize>,
+    /// Only events of this kind. With this or one of the following and without `after`, the search begins at the log's start.
+    kind: Option<EventKind>,
+    /// Only what is about this path, or a path beneath it; percent-encoded bytes.
+    path: Option<String>,
+    /// RFC 3339: only from then on, by the phone's clock.
+    from: Option<String>,
+    /// RFC 3339: only up to then, by the phone's clock.
+    to: Option<String>,
+}
+
+impl LogQuery {
+    fn is_search(&self) -> bool {
+        self.kind.is_some() || self.path.is_some() || self.from.is_some() || self.to.is_some()
+    }
+}
+
+/// What a search of the log is for.
+struct Search {
+    kind: Option<EventKind>,
+    path: Option<PhonePath>,
+    from_us: Option<i64>,
+    to_us: Option<i64>,
+}
+
+impl Search {
+    /// Up to `limit` events after `after`. Blocks.
+    fn run(&self, logs: &PhoneLogs, phone: &PhoneId, after: Option<u64>, limit: usize) -> Result<LogPage, LogError> {
+        let last = logs.last(phone)?;
+        let from = self.from_us.map_or(Ok(0), |from_us| logs.position_at(phone, from_us.saturating_sub(1)))?;
+        let end = self.to_us.map_or(Ok(last), |to_us| logs.position_at(phone, to_us))?;
+        let begun = after.unwrap_or(0).max(from);
+        let mut position = begun;
+        let mut events = Vec::new();
+        while position < end && position - begun < SEARCHED_MAX {
+            for (at, event) in logs.read(phone, position + 1, PAGE_MAX)?.into_iter().take_while(|(at, _)| *at <= end) {
+                position = at;
+                if self.fits(&event) {
+                    events.push(view((at, event)));
+                    if events.len() == limit {
+                        return Ok(LogPage { events, last, next: (position < end).then_some(position) });
+                    }
+                }
+            }
+        }
+        Ok(LogPage { events, last, next: (position < end).then_some(position) })
+    }
+
+    fn fits(&self, event: &Event) -> bool {
+        let about = |path: &PhonePath| match &event.kind {
+            Kind::File(change) => {
+                let to = if let FileOp::Rename { to } = &change.op { Some(to) } else { None };
+                change.path.is_within(path) || to.is_some_and(|to| to.is_within(path))
+            }
+            Kind::Control(control) => control.path.as_ref().is_some_and(|of| of.is_within(path)),
+            _ => false,
+        };
+        self.path.as_ref().is_none_or(about) && self.kind.is_none_or(|kind| kind == describe(&event.kind).0)
+    }
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -28,6 +92,8 @@ pub(super) struct LogPage {
     events: Vec<LogEvent>,
     /// Position of the log's last event: there is more if it is beyond the last one here.
     last: u64,
+    /// Of a search: ask again with this as `after` to go on; absent: all was searched.
+    next: Option<u64>,
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -55,7 +121,7 @@ pub(super) enum EventOrigin {
     Helpdesk,
 }
 
-#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum EventKind {
     /// Keys, touches, pointer.
@@ -78,15 +144,24 @@ pub(super) async fn page(
     _: Operator,
     Path(phone): Path<String>,
     Query(query): Query<LogQuery>,
+    RawQuery(raw): RawQuery,
 ) -> ApiResult<LogPage> {
     let phone = services.phones.find(&phone)?.id;
     let limit = query.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
     let logs = services.logs.clone();
+    if query.is_search() {
+        let raw = raw.unwrap_or_default();
+        // Paths are bytes, which only the raw query has.
+        let path = bytes_parameter(&raw, "path")?.map(PhonePath::new).transpose().map_err(FlashesError::from)?;
+        let (from_us, to_us) = (time_parameter(&raw, "from")?, time_parameter(&raw, "to")?);
+        let search = Search { kind: query.kind, path, from_us, to_us };
+        return Ok(Json(blocking(move || search.run(&logs, &phone, query.after, limit)).await?));
+    }
     let page = blocking(move || {
         let last = logs.last(&phone)?;
         let after = query.after.unwrap_or_else(|| last.saturating_sub(limit as u64));
         let events = logs.read(&phone, after.saturating_add(1), limit)?;
-        Ok::<_, crate::log::LogError>(LogPage { events: events.into_iter().map(view).collect(), last })
+        Ok::<_, LogError>(LogPage { events: events.into_iter().map(view).collect(), last, next: None })
     });
     Ok(Json(page.await?))
 }
@@ -116,25 +191,19 @@ fn describe(kind: &Kind) -> (EventKind, String, serde_json::Value) {
         }
         Kind::File(change) => {
             let path = encode(change.path.as_bytes());
-            let (summary, op) = match &change.op {
+            let op = match &change.op {
                 FileOp::Put(node) => {
                     let (what, size) = match &node.content {
                         Content::Regular { size, .. } => ("file", *size),
                         Content::Directory => ("directory", 0),
                         Content::Symlink { target } => ("link", target.len() as u64),
                     };
-                    let length = if what == "file" { format!(" ({size} bytes)") } else { String::new() };
-                    (
-                        format!("{what} {}{length}", change.path),
-                        json!({"op": "put", "kind": what, "size": size, "mode": node.mode, "uid": node.uid, "gid": node.gid}),
-                    )
+                    json!({"op": "put", "kind": what, "size": size, "mode": node.mode, "uid": node.uid, "gid": node.gid})
                 }
-                FileOp::Remove => (format!("removed {}", change.path), json!({"op": "remove"})),
-                FileOp::Rename { to } => {
-                    (format!("renamed {} to {to}", change.path), json!({"op": "rename", "to": encode(to.as_bytes())}))
-                }
+                FileOp::Remove => json!({"op": "remove"}),
+                FileOp::Rename { to } => json!({"op": "rename", "to": encode(to.as_bytes())}),
             };
-            (EventKind::File, summary, json!({"path": path, "change": op}))
+            (EventKind::File, crate::log::describe_change(change), json!({"path": path, "change": op}))
         }
         Kind::Control(control) => {
             let name = control.kind.as_str_name().trim_start_matches("CONTROL_KIND_").to_lowercase();

@@ -7,14 +7,17 @@ mod console;
 mod drive;
 mod error;
 mod files;
+mod history;
 mod live;
 mod log;
 mod login;
 mod mounts;
 mod phones;
+mod proofs;
 mod quarantine;
 mod reports;
 mod screen;
+mod scrub;
 mod twins;
 mod users;
 mod views;
@@ -43,8 +46,10 @@ use crate::live::Live;
 use crate::log::PhoneLogs;
 use crate::mounts::Mounts;
 use crate::phones::{Phone, Phones};
+use crate::proof::Proofs;
 use crate::quarantine::Quarantine;
 use crate::replay::Replays;
+use crate::scrub::Scrub;
 use crate::sync::Links;
 use crate::twin::Twins;
 
@@ -66,6 +71,8 @@ pub struct Services {
     pub flashes: Flashes,
     pub health: Health,
     pub mounts: Mounts,
+    pub proofs: Proofs,
+    pub scrub: Scrub,
     pub replays: Replays,
     pub twins: Twins,
     pub drive: Drive,
@@ -98,9 +105,9 @@ impl Services {
     paths(
         login::log_in, login::log_out, login::who, users::change_own_password,
         users::list, users::add, users::change, users::remove,
-        phones::status, phones::ca, phones::list, phones::show, phones::prove,
+        phones::status, phones::ca, scrub::begin, phones::list, phones::show, phones::prove, proofs::verify, proofs::show,
         quarantine::release, quarantine::quarantine, quarantine::codes, quarantine::new_code, quarantine::delete_code,
-        log::page, files::list, files::content, mounts::add, mounts::remove,
+        log::page, files::list, files::content, history::diff, history::find, mounts::add, mounts::remove,
         twins::show, twins::start, twins::park, twins::stop, twins::picture, twins::console, twins::fork, twins::end_fork,
         twins::fork_picture, screen::twin, screen::fork, screen::demo,
         drive::take, drive::give_back, drive::input, drive::conflicts, drive::dismiss,
@@ -137,10 +144,12 @@ fn router(services: Services) -> Router {
         .route("/api/users", get(users::list).post(users::add))
         .route("/api/users/{name}", patch(users::change).delete(users::remove))
         .route("/api/status", get(phones::status))
+        .route("/api/scrub", post(scrub::begin))
         .route("/api/ca.pem", get(phones::ca))
         .route("/api/phones", get(phones::list))
         .route("/api/phones/{phone}", get(phones::show))
         .route("/api/phones/{phone}/prove", post(phones::prove))
+        .route("/api/phones/{phone}/verification", get(proofs::show).post(proofs::verify))
         .route("/api/phones/{phone}/release", post(quarantine::release))
         .route("/api/phones/{phone}/quarantine", post(quarantine::quarantine))
         .route("/api/codes", get(quarantine::codes).post(quarantine::new_code))
@@ -148,6 +157,8 @@ fn router(services: Services) -> Router {
         .route("/api/phones/{phone}/log", get(log::page))
         .route("/api/phones/{phone}/files", get(files::list))
         .route("/api/phones/{phone}/files/content", get(files::content))
+        .route("/api/phones/{phone}/diff", get(history::diff))
+        .route("/api/phones/{phone}/find", get(history::find))
         .route("/api/phones/{phone}/mounts", post(mounts::add))
         .route("/api/mounts/{id}", delete(mounts::remove))
         .route("/api/phones/{phone}/twin", get(twins::show))

@@ -10,6 +10,7 @@ use super::Services;
 use super::drive::LeaseView;
 use super::error::{ApiError, ApiResult, blocking};
 use super::login::Anyone;
+use super::scrub::ScrubView;
 use super::twins::TwinView;
 use super::views::time_of_us;
 use crate::intelligence::Assignment;
@@ -149,6 +150,8 @@ pub(super) struct StatusView {
     twins_running_max: usize,
     /// Why nothing is accepted from phones, if so: their journals keep it meanwhile.
     trouble: Option<String>,
+    /// How the reading and verifying of all that is stored goes.
+    scrub: ScrubView,
 }
 
 /// All phones, by serial.
@@ -203,7 +206,9 @@ pub(super) async fn status(State(services): State<Services>, _: Anyone) -> ApiRe
         ("connected", connected),
     ]);
     let health = services.health.clone();
-    let trouble = blocking(move || Ok::<_, ApiError>(health.trouble())).await?;
+    let scrub = services.scrub.clone();
+    let looked = blocking(move || Ok::<_, store::StoreError>((health.trouble(), ScrubView::read(&scrub)?)));
+    let (trouble, scrub) = looked.await?;
     Ok(Json(StatusView {
         version: env!("CARGO_PKG_VERSION"),
         started_at: time_of_us(services.started_us),
@@ -213,6 +218,7 @@ pub(super) async fn status(State(services): State<Services>, _: Anyone) -> ApiRe
         twins_running: services.twins.running(),
         twins_running_max: services.twins.running_max(),
         trouble,
+        scrub,
     }))
 }
 

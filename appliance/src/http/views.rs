@@ -40,6 +40,24 @@ pub(super) fn bytes_parameter(query: &str, name: &str) -> Result<Option<Vec<u8>>
     pair.map(|(_, value)| decode(value)).transpose()
 }
 
+/// A number in a raw query.
+pub(super) fn number_parameter(query: &str, name: &str) -> Result<Option<u64>, ApiError> {
+    let text = bytes_parameter(query, name)?;
+    let number = |text: Vec<u8>| std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
+    text.map(|text| number(text).ok_or_else(|| ApiError::invalid(format!("{name} must be a number")))).transpose()
+}
+
+/// A time in a raw query, RFC 3339, as microseconds since 1970.
+pub(super) fn time_parameter(query: &str, name: &str) -> Result<Option<i64>, ApiError> {
+    let text = bytes_parameter(query, name)?;
+    let time = |text: Vec<u8>| {
+        let time = OffsetDateTime::parse(std::str::from_utf8(&text).ok()?, &Rfc3339).ok()?;
+        i64::try_from(time.unix_timestamp_nanos() / 1000).ok()
+    };
+    let wrong = || ApiError::invalid(format!("{name} must be a time like 2026-11-27T09:30:00Z"));
+    text.map(|text| time(text).ok_or_else(wrong)).transpose()
+}
+
 fn decode(text: &str) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

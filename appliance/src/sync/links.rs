@@ -7,6 +7,7 @@ use store::PhoneId;
 use sync_protocol::wire;
 use sync_protocol::wire::appliance_message::Message;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::live::{Live, Notice};
 
@@ -50,6 +51,7 @@ struct Link {
     /// What answers the phone's own requests: never waits behind commands, which may wait for just that.
     answers: mpsc::Sender<wire::ApplianceMessage>,
     close: oneshot::Sender<Closing>,
+    gone: CancellationToken,
 }
 
 /// One open stream's entry in the register; dropping it takes it out.
@@ -60,6 +62,7 @@ pub struct Attached {
     pub to_send: mpsc::Receiver<wire::ApplianceMessage>,
     pub answers: mpsc::Receiver<wire::ApplianceMessage>,
     pub closing: oneshot::Receiver<Closing>,
+    _gone: DropGuard,
 }
 
 /// Tells whether a stream is still its phone's present one.
@@ -83,18 +86,25 @@ impl Links {
         let mut state = self.state();
         state.count += 1;
         let number = state.count;
-        let link = Link { number, sender, answers: answers_sender, close };
+        let gone = CancellationToken::new();
+        let link = Link { number, sender, answers: answers_sender, close, gone: gone.clone() };
         if let Some(older) = state.by_phone.insert(phone.clone(), link) {
             // An error means that it ended by itself just now.
             let _ = older.close.send(Closing::Displaced);
         }
         drop(state);
         self.live.tell(Notice::Phone { phone: phone.clone() });
-        Attached { links: self.clone(), phone: phone.clone(), number, to_send, answers, closing }
+        let _gone = gone.drop_guard();
+        Attached { links: self.clone(), phone: phone.clone(), number, to_send, answers, closing, _gone }
     }
 
     pub fn is_connected(&self, phone: &PhoneId) -> bool {
         self.state().by_phone.contains_key(phone)
+    }
+
+    /// Cancelled when the phone's present stream ends: what was asked by it is not answered any more.
+    pub fn gone(&self, phone: &PhoneId) -> Result<CancellationToken, SendError> {
+        self.state().by_phone.get(phone).map(|link| link.gone.clone()).ok_or(SendError::NotConnected)
     }
 
     /// Hands a command to the phone's stream without waiting.

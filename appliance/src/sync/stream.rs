@@ -267,6 +267,7 @@ impl Stream<'_> {
         self.roots = waiting;
         let reached: Vec<wire::HaveRoot> = reached;
         for root in reached {
+            self.service.commands.told_root(self.phone, &root);
             self.service.replays.have_root(self.phone, root);
         }
     }

@@ -141,6 +141,13 @@ pub trait Blobs: Send + Sync {
     /// For each hash, whether its blob is stored. Contents are not verified.
     fn has_many(&self, hashes: &[BlobHash]) -> Result<Vec<bool>>;
 
+    /// Reads and verifies blobs in the order in which they lie on the disk, from a mark on, until `bytes_max` were read: more by at
+    /// most one blob. What is found damaged counts as missing from then on, as by [`Blobs::get`].
+    fn check(&self, from: CheckMark, bytes_max: u64) -> Result<Checked>;
+
+    /// Bytes that a check of everything reads.
+    fn stored_bytes(&self) -> Result<u64>;
+
     /// Stores one blob.
     fn put(&self, blob: &[u8]) -> Result<BlobHash> {
         let hashes = self.put_many(&[Bytes::copy_from_slice(blob)])?;
@@ -151,6 +158,28 @@ pub trait Blobs: Send + Sync {
     fn has(&self, hash: &BlobHash) -> Result<bool> {
         Ok(self.has_many(std::slice::from_ref(hash))?[0])
     }
+}
+
+/// How far a check of all blobs has come. Begin with the default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CheckMark {
+    /// Number of a pack.
+    pub pack: u32,
+    /// Of a record in it.
+    pub offset: u64,
+}
+
+/// What a part of a check came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Where the next part begins; none: everything was checked.
+    pub next: Option<CheckMark>,
+    /// How many.
+    pub blobs: u64,
+    /// Read from the disk.
+    pub bytes: u64,
+    /// Not what they were.
+    pub damaged: Vec<BlobHash>,
 }
 
 /// The three parts of one store. Cloning shares it.

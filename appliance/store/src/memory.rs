@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::limits::{check_batch, check_blob, check_record};
-use crate::{BlobHash, Blobs, Kv, KvChange, Log, PhoneId, Result, StoreError};
+use crate::{BlobHash, Blobs, CheckMark, Checked, Kv, KvChange, Log, PhoneId, Result, StoreError};
 
 /// Every update under these locks is complete or not begun, so a poisoned one still holds good data.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -200,5 +200,21 @@ impl Blobs for MemoryBlobs {
             .iter()
             .map(|hash| stored.contains_key(hash))
             .collect())
+    }
+
+    fn check(&self, _: CheckMark, _: u64) -> Result<Checked> {
+        // Memory is taken to hold what it was given.
+        let stored = lock(&self.blobs);
+        let bytes = stored.values().map(|blob| blob.len() as u64).sum();
+        Ok(Checked {
+            blobs: stored.len() as u64,
+            bytes,
+            ..Checked::default()
+        })
+    }
+
+    fn stored_bytes(&self) -> Result<u64> {
+        let stored = lock(&self.blobs);
+        Ok(stored.values().map(|blob| blob.len() as u64).sum())
     }
 }

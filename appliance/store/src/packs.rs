@@ -12,6 +12,8 @@
 //! record whose hash is right, and cuts off the end behind the last of them. A record damaged before that
 //! is skipped; its blob counts as missing until it is put again.
 
+mod check;
+
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -23,7 +25,7 @@ use bytes::{BufMut, Bytes};
 use crate::commit::GroupCommit;
 use crate::embedded::{Space, create_dir};
 use crate::limits::check_blob;
-use crate::{BLOB_BYTES_MAX, BlobHash, Blobs, Result, StoreError};
+use crate::{BLOB_BYTES_MAX, BlobHash, Blobs, CheckMark, Checked, Result, StoreError};
 
 const MAGIC: &[u8; 4] = b"PLXB";
 const HEADER_BYTES: usize = 40;
@@ -447,6 +449,18 @@ impl Blobs for PackBlobs {
             .map(|hash| index.get(hash).is_some_and(durable) && !damaged.contains(hash))
             .collect())
     }
+
+    fn check(&self, from: CheckMark, bytes_max: u64) -> Result<Checked> {
+        self.check_packs(from, bytes_max)
+    }
+
+    fn stored_bytes(&self) -> Result<u64> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let lengths = files.values().map(|file| Ok(file.metadata()?.len()));
+        lengths
+            .sum::<std::io::Result<u64>>()
+            .map_err(|source| StoreError::io("looking at the packs", source))
+    }
 }
 
 #[cfg(test)]
@@ -526,5 +540,53 @@ mod tests {
         check(&store, &all);
         drop(store);
         check(&open(dir.path()), &all);
+    }
+
+    /// Checks everything in steps of `bytes`; gives how many blobs were checked, and those found damaged.
+    fn check_all(store: &PackBlobs, bytes: u64) -> (u64, Vec<BlobHash>) {
+        let (mut blobs, mut damaged, mut from) = (0, Vec::new(), Some(CheckMark::default()));
+        while let Some(mark) = from {
+            let checked = store.check(mark, bytes).unwrap();
+            assert!(checked.next.is_none_or(|next| next > mark));
+            blobs += checked.blobs;
+            damaged.extend(checked.damaged);
+            from = checked.next;
+        }
+        (blobs, damaged)
+    }
+
+    #[test]
+    fn decay_is_found_wherever_it_is_and_mended_by_putting_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = blobs(0..400);
+        let store = open(dir.path());
+        store.put_many(&all).unwrap();
+        store.put_many(&blobs(400..401)).unwrap();
+        for bytes in [1, 5_000, u64::MAX] {
+            assert_eq!(check_all(&store, bytes), (401, Vec::new()));
+        }
+        let location = |number: usize| store.location(&BlobHash::of(&all[number])).unwrap();
+        let flip = |location: Location, at: u64| {
+            let file = open_pack(&pack_path(&dir.path().join("blobs"), location.pack)).unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+        };
+        // In blobs, in a header's length and mark, and in the hash of one, none of which lose their blobs.
+        for number in [3, 250] {
+            flip(location(number), location(number).offset + 1);
+        }
+        for (number, before) in [(40, 36), (41, 40), (90, 5)] {
+            flip(location(number), location(number).offset - before);
+        }
+        let (checked, mut damaged) = check_all(&store, 5_000);
+        damaged.sort();
+        let mut expected = [3, 250].map(|number| BlobHash::of(&all[number]));
+        expected.sort();
+        assert_eq!((checked, damaged), (401, expected.to_vec()));
+        assert!(!store.has(&expected[0]).unwrap());
+        store.put_many(&all).unwrap();
+        assert_eq!(check_all(&store, 5_000), (401, Vec::new()));
+        check(&store, &all);
     }
 }

@@ -48,7 +48,7 @@ suite! {
     limits_are_errors, large_and_empty_events_survive, concurrent_phones_append,
     records_are_put_read_and_deleted, writes_are_all_or_nothing, swaps_compare,
     prefixes_are_scanned_in_order, last_at_most_stays_in_its_prefix, buckets_are_apart,
-    blobs_are_addressed_by_content, missing_blobs_are_named, concurrent_writers_of_equal_blobs,
+    blobs_are_addressed_by_content, a_check_reads_everything_once, missing_blobs_are_named, concurrent_writers_of_equal_blobs,
 }
 
 fn a_log_begins_empty(store: Store) {
@@ -378,6 +378,22 @@ fn blobs_are_addressed_by_content(store: Store) {
         [true, false, true]
     );
     assert!(store.blobs.has(&hashes[1]).unwrap() && !store.blobs.has(&absent).unwrap());
+}
+
+fn a_check_reads_everything_once(store: Store) {
+    let blobs: Vec<Bytes> = (0..100).map(|n| Bytes::from(vec![n; 1000])).collect();
+    store.blobs.put_many(&blobs).unwrap();
+    let (mut from, mut seen, mut bytes) = (Some(store::CheckMark::default()), 0, 0);
+    while let Some(mark) = from {
+        let checked = store.blobs.check(mark, 10_000).unwrap();
+        assert_eq!(checked.damaged, []);
+        (from, seen, bytes) = (
+            checked.next,
+            seen + checked.blobs,
+            bytes + checked.bytes,
+        );
+    }
+    assert_eq!((seen, bytes), (100, store.blobs.stored_bytes().unwrap()));
 }
 
 fn missing_blobs_are_named(store: Store) {

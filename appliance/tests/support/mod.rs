@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
+pub(crate) mod agent;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,4 +144,16 @@ pub(crate) fn control(seq: u64, kind: ControlKind, text: &str) -> Event {
 
 pub(crate) fn controls(seqs: std::ops::RangeInclusive<u64>) -> Vec<Event> {
     seqs.map(|seq| control(seq, ControlKind::Started, "agent, boot 0123456789")).collect()
+}
+
+/// Runs the command line against a running appliance; gives what it printed, or how it failed.
+pub(crate) async fn pollux(arguments: &[&str], data: &std::path::Path) -> Result<String, String> {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pollux"));
+    command.args(arguments).arg("--data").arg(data).env("RUST_LOG", "error");
+    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("joined").expect("run");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match output.status.success() {
+        true => Ok(text(&output.stdout)),
+        false => Err(text(&output.stdout) + &text(&output.stderr)),
+    }
 }

@@ -227,18 +227,20 @@ impl Executor<'_> {
         path: PhonePath,
         after: &[u8],
     ) -> Result<(), LinkError> {
-        let entries = self
+        let after = after.to_vec();
+        let answer = self
             .ends
             .files
-            .ask(|reply| Request::List(path, reply))
+            .ask(|reply| Request::List(path, after, LIST_ENTRIES_MAX, reply))
             .await
             .ok_or(LinkError::Ended)?;
-        let mut entries = entries
-            .into_iter()
-            .filter(|(name, _)| name.as_slice() > after);
-        result.entries = entries
-            .by_ref()
-            .take(LIST_ENTRIES_MAX)
+        let Some(answer) = answer else {
+            result.text = "the journal cannot be written".into();
+            result.set_status(CommandStatus::Failed);
+            return Ok(());
+        };
+        let listed = answer.entries.into_iter();
+        result.entries = listed
             .map(|(name, entry)| wire::ListedEntry {
                 name,
                 kind: FileKind::from(entry.kind).into(),
@@ -249,7 +251,7 @@ impl Executor<'_> {
                 content: entry.content.to_vec(),
             })
             .collect();
-        result.more = entries.next().is_some();
+        (result.more, result.at_seq) = (answer.more, answer.seq);
         Ok(())
     }
 

@@ -11,10 +11,30 @@ import { Failure } from '../parts/Failure';
 import { readable } from '../parts/paths';
 import { Preview, PREVIEW_BYTES_MAX } from '../parts/Preview';
 import { Ago } from '../parts/times';
-import { size } from '../parts/units';
+import { TimeSlider } from '../parts/TimeSlider';
+import { permissions, size } from '../parts/units';
+import { Changes } from './Changes';
 
-/** The phone's files as its twin has them, now or as of a position of the log. Paths are percent-encoded as the API gives them, so any name works. */
+/** The phone's files as its twin has them, now or as of a position of the log (`?at=`), or what changed in them (`?since=`). */
 export function Files({ phone }: { phone: Phone }) {
+  const [parameters, setParameters] = useSearchParams();
+  const number = (name: string) => (parameters.has(name) ? Number(parameters.get(name)) : null);
+  const [at, since] = [number('at'), number('since')];
+  const turn = (to: number | null, from: number | null) => {
+    const path = parameters.get('path');
+    const kept = { ...(path !== null && { path }), ...(to !== null && { at: String(to) }), ...(from !== null && { since: String(from) }) };
+    setParameters(kept, { replace: true });
+  };
+  return (
+    <Stack>
+      <TimeSlider phone={phone} at={at} since={since} onChange={turn} />
+      {since === null ? <Listing phone={phone} /> : <Changes phone={phone} from={since} to={at ?? phone.sync.position} />}
+    </Stack>
+  );
+}
+
+/** A folder. Paths are percent-encoded as the API gives them, so any name works. */
+function Listing({ phone }: { phone: Phone }) {
   const [parameters, setParameters] = useSearchParams();
   const path = parameters.get('path') ?? '/';
   const at = parameters.get('at');
@@ -77,11 +97,6 @@ export function Files({ phone }: { phone: Phone }) {
 
 function previewable(entry: FileEntry): boolean {
   return entry.kind === 'file' && entry.size <= PREVIEW_BYTES_MAX;
-}
-
-/** `-rw-r--r--`, as people who know it read it. */
-export function permissions(mode: number): string {
-  return [6, 3, 0].map((shift) => ['r', 'w', 'x'].map((letter, bit) => ((mode >> shift) & (4 >> bit) ? letter : '-')).join('')).join('');
 }
 
 function columns(phone: Phone, position: number | null, open: (entry: FileEntry) => void): Column<FileEntry>[] {

@@ -6,7 +6,8 @@ import { appliance, inUse, me, refusal, show, waiting } from '../testing';
 import Enrolment, { phonesReach } from './Enrolment';
 import { Login } from './Login';
 import PhonePage from './Phone';
-import { permissions } from './Files';
+import { permissions } from '../parts/units';
+import { how } from './Changes';
 import { matches, Phones } from './Phones';
 import Users from './Users';
 
@@ -157,6 +158,63 @@ test('the log is newest first, narrowed by kind and words, and one event can be 
   type('Search these events', '/B');
   expect(positions()).toEqual(['3']);
   expect(screen.getByText(/1 of them shown/)).toBeTruthy();
+});
+
+const state = (size: number, mode = 0o644) => ({ kind: 'file', mode, uid: 1000, gid: 1000, size, modified_at: '2026-11-01T00:00:00Z' });
+const changed = (path: string, before: ReturnType<typeof state> | null, after: ReturnType<typeof state> | null, moved_from: string | null = null) =>
+  ({ path, change: moved_from ? 'moved' : before && after ? 'changed' : after ? 'added' : 'removed', moved_from, before, after }) as const;
+
+test('two moments of a phone are compared, and the address keeps them', async () => {
+  appliance({
+    'GET /api/phones/p2': [200, inUse],
+    'GET /api/phones/p2/files?path=/': [200, { path: '/', position: 40, entries: [] }],
+    'GET /api/phones/p2/diff?from=39&to=40': [200, { from: 39, to: 40, changes: [], more: false }],
+    'GET /api/phones/p2/log?limit=1&after=38': [200, { events: [event(39, 'file', 'file /home/x')], last: 40 }],
+  });
+  phonePage('helpdesk', inUse, '/files');
+  expect(await screen.findByText('This folder is empty')).toBeTruthy();
+  fireEvent.click(screen.getByLabelText('Show what changed'));
+  expect(await screen.findByText('No file changed between these')).toBeTruthy();
+  expect(screen.getByTestId('address').textContent).toBe('/phones/p2/files?at=40&since=39');
+});
+
+test('what changed is told by path, and how', async () => {
+  const changes = [changed('/home/a%20b', state(10), state(2048)), changed('/home/new', null, state(5)), changed('/home/there', state(1), state(1), '/home/here')];
+  appliance({
+    'GET /api/phones/p2': [200, inUse],
+    'GET /api/phones/p2/diff?from=3&to=7': [200, { from: 3, to: 7, changes, more: true }],
+    'GET /api/phones/p2/log?limit=1&after=2': [200, { events: [event(3, 'file', 'file /home/a b')], last: 40 }],
+    'GET /api/phones/p2/log?limit=1&after=6': [200, { events: [event(7, 'file', 'file /home/new')], last: 40 }],
+  });
+  phonePage('helpdesk', inUse, '/files?since=3&at=7');
+  const table = await screen.findByRole('table', { name: 'What changed' });
+  expect(within(table).getByText('/home/a b')).toBeTruthy();
+  expect(within(table).getByText('10 B → 2 KiB')).toBeTruthy();
+  expect(within(table).getByText('only its place')).toBeTruthy();
+  expect(screen.getByText(/more changes than are shown/)).toBeTruthy();
+  expect(how(changed('/a', state(1), state(1, 0o600)))).toBe('rw-r--r-- → rw-------');
+  expect(how(changed('/a', state(1), state(1)))).toBe('');
+});
+
+test('a phone is verified after saying how, and what was found is told', async () => {
+  const side = { kind: 'file', mode: 0o644, uid: 0, gid: 0, size: 3, hash: 'ab' };
+  const found = { path: '/home/a%20b', position: 9, kind: 'divergence', phone: side, flash: null, event: null, outcome: 'the phone is asked to tell it again' };
+  const verdict = { at: '2026-11-01T00:00:00Z', equal: true, position: 12, root: 'abcdef0123456789', reread: true, findings: [found], unnamed: 2, trouble: null };
+  const asked = appliance({
+    'GET /api/phones/p2': [200, inUse],
+    'GET /api/phones/p2/verification': [200, { running: null, verdict }],
+    'POST /api/phones/p2/verification': [202, null],
+  });
+  phonePage('helpdesk');
+  expect(await screen.findByText('Proven equal')).toBeTruthy();
+  expect(screen.getByText(/both have the root hash abcdef012345…/)).toBeTruthy();
+  expect(screen.getByLabelText('What was found').textContent).toContain('/home/a b was not the same: the phone has a file of 3 B, the flash nothing');
+  expect(screen.getByText('And 2 paths more; the log has them.')).toBeTruthy();
+  press('Verify');
+  expect(asked.some(({ request }) => request.startsWith('POST'))).toBe(false);
+  fireEvent.click(await screen.findByLabelText('The phone reads all its files again'));
+  await inDialog('Begin');
+  await waitFor(() => expect(asked).toContainEqual({ request: 'POST /api/phones/p2/verification', body: { reread: false, heal: true } }));
 });
 
 test('rights are told as people know them', () => {

@@ -1,13 +1,11 @@
 import { Alert, Button, Group, Paper, Table, Text } from '@mantine/core';
-import { IconScale } from '@tabler/icons-react';
-import { useMutation } from '@tanstack/react-query';
 import { type ReactNode, useState } from 'react';
 
-import { prove, type Me, type Phone } from '../api';
+import type { Me, Phone } from '../api';
 import { Assign } from './Assign';
-import { Failure } from './Failure';
 import { Ago } from './times';
 import { count } from './units';
+import { Verification } from './Verification';
 
 /** How far the twin is behind the phone's log, in words. */
 export function twinProgress({ twin, sync }: Phone): string {
@@ -66,43 +64,16 @@ export function Facts({ phone, me }: { phone: Phone; me: Me }) {
           {phone.usage_trouble}
         </Alert>
       )}
-      <Proof phone={phone} />
+      <Verification phone={phone} />
       <Group mt="sm" gap="xs">
         {me.role === 'admin' && (
           <Button variant="light" size="xs" onClick={() => setAssigning(true)}>
             Say who uses it
           </Button>
         )}
-        <Compare phone={phone} />
       </Group>
       {assigning && <Assign phone={phone} onClose={() => setAssigning(false)} />}
     </Paper>
-  );
-}
-
-function Proof({ phone }: { phone: Phone }) {
-  const { proof } = phone.sync;
-  if (!proof) return null;
-  return (
-    <Alert color={proof.equal ? 'teal' : 'red'} mt="sm" title={proof.equal ? 'Proven in sync' : 'Phone and flash differ'}>
-      <Text size="sm">
-        At event {proof.position.toLocaleString()}, <Ago time={proof.at} />
-        {proof.equal ? `: both have the root hash ${proof.flash_root.slice(0, 12)}…` : '. Compare again; if they still differ, quarantine the phone and ask its agent’s log.'}
-      </Text>
-    </Alert>
-  );
-}
-
-function Compare({ phone }: { phone: Phone }) {
-  const compare = useMutation({ mutationFn: () => prove(phone.id) });
-  if (!phone.connected) return null;
-  return (
-    <>
-      <Button variant="subtle" size="xs" leftSection={<IconScale size={14} />} loading={compare.isPending} onClick={() => compare.mutate()}>
-        Compare with the phone
-      </Button>
-      <Failure error={compare.error} />
-    </>
   );
 }
 

@@ -21,3 +21,8 @@ export function duration(seconds: number): string {
   const parts = hours > 0 ? [`${hours.toLocaleString()} h`, minutes && `${minutes} min`] : [`${minutes} min`, rest && `${rest} s`];
   return parts.filter(Boolean).join(' ');
 }
+
+/** `-rw-r--r--`, as people who know it read it. */
+export function permissions(mode: number): string {
+  return [6, 3, 0].map((shift) => ['r', 'w', 'x'].map((letter, bit) => ((mode >> shift) & (4 >> bit) ? letter : '-')).join('')).join('');
+}

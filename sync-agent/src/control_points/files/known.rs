@@ -5,6 +5,7 @@
 //! writes for the appliance makes no event, because it enters the tree with the deed.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use sync_protocol::hash::Hash;
 use sync_protocol::path::PhonePath;
@@ -145,13 +146,36 @@ impl KnownTree {
             .map(|(_, entry)| entry)
     }
 
-    /// The entries in a directory, sorted by name.
-    pub(crate) fn entries(&self, directory: &PhonePath) -> Vec<(Vec<u8>, Entry)> {
-        let entry = |name: Vec<u8>| Some((directory.join(&name).ok()?, name));
-        let children = self.names(directory).into_iter().filter_map(entry);
-        children
-            .filter_map(|(path, name)| Some((name, self.entry(&path)?)))
-            .collect()
+    /// Up to `max` entries of a directory whose names come after `after`, sorted by name; and whether there are more.
+    ///
+    /// Costs no more than what lies beneath those that it gives.
+    pub(crate) fn entries(
+        &self,
+        directory: &PhonePath,
+        after: &[u8],
+        max: usize,
+    ) -> (Vec<(Vec<u8>, Entry)>, bool) {
+        // What is no name comes after nothing.
+        let last = directory.join(after).ok();
+        let from = last.clone().unwrap_or_else(|| directory.clone());
+        let rest = self.paths.range((Bound::Excluded(&from), Bound::Unbounded));
+        let mut hasher = TreeHasher::new();
+        let (mut count, mut child, mut more) = (0, None, false);
+        for (path, known) in rest.take_while(|(path, _)| path.is_within(directory)) {
+            if last.as_ref().is_some_and(|last| path.is_within(last)) {
+                continue;
+            }
+            if !child.is_some_and(|child: &PhonePath| path.is_within(child)) {
+                if count == max {
+                    more = true;
+                    break;
+                }
+                (count, child) = (count + 1, Some(path));
+            }
+            hasher.add(path, known.entry);
+        }
+        let named = |(path, entry): (PhonePath, Entry)| Some((path.name()?.to_vec(), entry));
+        (hasher.finish().into_iter().filter_map(named).collect(), more)
     }
 
     pub(crate) fn root_hash(&self, scope: &Scope) -> Hash {
@@ -215,12 +239,36 @@ mod tests {
     fn entries_hash_what_is_beneath() {
         let mut tree = sample();
         let before = tree.entry(&path("/r")).unwrap();
-        let listed = tree.entries(&path("/r"));
+        let (listed, more) = tree.entries(&path("/r"), b"", 9);
+        assert!(!more);
         assert_eq!(
             tree::directory_content(listed.iter().map(|(name, entry)| (name.as_slice(), *entry))),
             before.content
         );
         tree.forget(&path("/r/a/x"));
         assert_ne!(tree.entry(&path("/r")).unwrap(), before);
+    }
+
+    #[test]
+    fn entries_come_in_pages_that_join_up() {
+        let tree = sample();
+        let (all, _) = tree.entries(&path("/r"), b"", 9);
+        for max in 1..=3 {
+            let (mut paged, mut after) = (Vec::new(), Vec::new());
+            loop {
+                let (page, more) = tree.entries(&path("/r"), &after, max);
+                assert!(page.len() <= max && (page.len() == max || !more));
+                paged.extend(page);
+                if !more {
+                    break;
+                }
+                after = paged.last().unwrap().0.clone();
+            }
+            assert_eq!(paged, all);
+        }
+        // A name that is not there stands where it would be.
+        let (after, more) = tree.entries(&path("/r"), b"a+", 9);
+        assert_eq!((after, more), (all[1..].to_vec(), false));
+        assert_eq!(tree.entries(&path("/none"), b"", 9), (Vec::new(), false));
     }
 }

@@ -43,7 +43,8 @@ pub(crate) enum Request {
     Scope(Scope),
     Apply(ApplyJob, oneshot::Sender<wire::CommandResult>),
     Root(oneshot::Sender<RootAnswer>),
-    List(PhonePath, oneshot::Sender<Vec<(Vec<u8>, Entry)>>),
+    /// Of the entries after this name, up to that many.
+    List(PhonePath, Vec<u8>, usize, oneshot::Sender<Option<ListAnswer>>),
     Rescan(PhonePath, bool, oneshot::Sender<bool>),
     Report(ControlKind, String, u64),
     /// The journal was begun anew, for this reason.
@@ -57,6 +58,14 @@ pub(crate) struct RootAnswer {
     pub(crate) seq: u64,
     pub(crate) root: Hash,
     pub(crate) scope: Scope,
+}
+
+/// Entries of one directory. They are what the events up to `seq` describe, all of them and none after.
+#[derive(Debug)]
+pub(crate) struct ListAnswer {
+    pub(crate) seq: u64,
+    pub(crate) entries: Vec<(Vec<u8>, Entry)>,
+    pub(crate) more: bool,
 }
 
 /// A way to the thread; cheap to clone.
@@ -229,8 +238,12 @@ impl FilesControlPoint {
                 }
                 self.waiting.push(reply);
             }
-            Request::List(path, reply) => {
-                let _ = reply.send(self.tracker.tree().entries(&path));
+            Request::List(path, after, max, reply) => {
+                let answer = self.tracker.settled_seq().map(|seq| {
+                    let (entries, more) = self.tracker.tree().entries(&path, &after, max);
+                    ListAnswer { seq, entries, more }
+                });
+                let _ = reply.send(answer);
             }
             Request::Rescan(path, resend, reply) => {
                 let _ = reply.send(self.tracker.rescan(&path, resend));

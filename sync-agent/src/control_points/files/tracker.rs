@@ -63,6 +63,15 @@ pub(crate) struct Tracker {
     troubles: u32,
     retry_at: Instant,
     complaints: BTreeMap<PhonePath, i64>,
+    /// The next file event is of what a look came upon that no notice had announced.
+    finding: Option<Finding>,
+}
+
+/// What a look that trusts nothing came upon.
+struct Finding {
+    kind: ControlKind,
+    path: PhonePath,
+    text: String,
 }
 
 /// Events and what belongs to them, until they are committed.
@@ -77,10 +86,7 @@ struct Pending {
 /// A directory whose entries are to be looked at.
 struct Walk {
     directory: PhonePath,
-    /// Everything beneath, too, even where the directory itself has not changed.
-    deep: bool,
-    /// Describe again what has not changed.
-    resend: bool,
+    look: Look,
 }
 
 /// A scan of all roots, as announced to the appliance.
@@ -91,8 +97,12 @@ struct Scan {
 /// How closely to look at a path.
 #[derive(Clone, Copy, Default)]
 struct Look {
+    /// Everything beneath, too, even where the directory itself has not changed.
     deep: bool,
+    /// Describe again what has not changed.
     resend: bool,
+    /// Read even what looks untouched, and say of what differs how it was found.
+    reread: bool,
 }
 
 impl Tracker {
@@ -115,6 +125,7 @@ impl Tracker {
             troubles: 0,
             retry_at: Instant::now(),
             complaints: BTreeMap::new(),
+            finding: None,
         };
         tracker.set_scope(scope);
         Ok(tracker)
@@ -154,11 +165,32 @@ impl Tracker {
         self.scan = None;
     }
 
-    /// Has one subtree looked at, trusting nothing.
+    /// Has one subtree looked at, trusting nothing; a path above roots stands for them.
     /// False if the journal cannot take it now; asking again may help.
     pub(crate) fn rescan(&mut self, path: &PhonePath, resend: bool) -> bool {
-        let result = self.look(path, Look { deep: true, resend });
+        let look = Look {
+            deep: true,
+            resend,
+            reread: true,
+        };
+        let beneath = |root: &&PhonePath| root.is_within(path) && *root != path;
+        let mut tops: Vec<PhonePath> = self.scope.roots().iter().filter(beneath).cloned().collect();
+        if tops.is_empty() {
+            tops.push(path.clone());
+        }
+        let result = tops.iter().try_for_each(|top| self.look(top, look));
         result.map_err(|halt| self.halt(halt)).is_ok()
+    }
+
+    /// Commits what was found so far. The tree is then what the events up to the returned seq describe; none if the journal
+    /// cannot take it.
+    pub(crate) fn settled_seq(&mut self) -> Option<u64> {
+        if let Err(halt) = self.commit() {
+            self.halt(halt);
+            return None;
+        }
+        // No event about files comes but from here.
+        self.journal.call(|journal| Ok(journal.last_seq())).ok()
     }
 
     pub(crate) fn notice(&mut self, notice: Notice) {
@@ -334,7 +366,7 @@ impl Tracker {
                 &root,
                 Look {
                     deep: true,
-                    resend: false,
+                    ..Look::default()
                 },
             )?;
         }
@@ -355,10 +387,6 @@ impl Tracker {
                 return Ok(());
             }
         };
-        let look = Look {
-            deep: walk.deep,
-            resend: walk.resend,
-        };
         let all: BTreeSet<Vec<u8>> = names
             .into_iter()
             .chain(self.tree.names(&walk.directory))
@@ -366,7 +394,7 @@ impl Tracker {
         for name in all {
             match walk.directory.join(&name) {
                 Ok(path) => {
-                    if let Err(halt) = self.look(&path, look) {
+                    if let Err(halt) = self.look(&path, walk.look) {
                         self.walk.push(walk);
                         return Err(halt);
                     }
@@ -435,14 +463,20 @@ impl Tracker {
                 // there since.
                 self.walk.push(Walk {
                     directory: to.clone(),
-                    deep: true,
-                    resend: false,
+                    look: Look {
+                        deep: true,
+                        ..Look::default()
+                    },
                 });
             }
         }
     }
 
     fn draft(&mut self, kind: Kind) {
+        if let (Kind::File(_), Some(finding)) = (&kind, self.finding.take()) {
+            let Finding { kind, path, text } = finding;
+            self.report(kind, text, Some(path), 0);
+        }
         if let (Some(scan), Kind::File(_)) = (&mut self.scan, &kind) {
             scan.differences += 1;
         }

@@ -1,11 +1,15 @@
 //! One look: what is at a path, compared with what is known of it.
 
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use sync_protocol::event::{ControlKind, FileChange, FileOp, Kind, Node};
 use sync_protocol::limits::FILE_CHUNKS_MAX;
 use sync_protocol::path::PhonePath;
 use sync_protocol::tree::FileKind;
 
-use super::{Halt, Look, PENDING_CHUNK_BYTES_MAX, PENDING_EVENTS_MAX, Tracker, Walk};
+use super::{Finding, Halt, Look, PENDING_CHUNK_BYTES_MAX, PENDING_EVENTS_MAX, Tracker, Walk};
 use crate::apply::is_unfinished;
 use crate::beneath::{self, Stat};
 use crate::clock;
@@ -29,12 +33,31 @@ impl Tracker {
                 return Ok(());
             }
         };
-        match stat.and_then(|stat| Some((stat.kind?, stat))) {
-            None => self.gone(path),
-            Some((FileKind::Directory, stat)) => self.directory(path, &stat, look),
-            Some((FileKind::Symlink, stat)) => self.link(path, &stat, look),
-            Some((FileKind::Regular, stat)) => self.regular(path, &stat, look)?,
+        let is_announced = self.changed.contains(path) || self.unsettled.contains(path);
+        if look.reread && !look.resend && !is_announced {
+            self.finding = Some(Finding {
+                kind: ControlKind::FoundChanged,
+                path: path.clone(),
+                text: String::new(),
+            });
         }
+        let compared = match stat.and_then(|stat| Some((stat.kind?, stat))) {
+            None => {
+                self.gone(path, look);
+                Ok(())
+            }
+            Some((FileKind::Directory, stat)) => {
+                self.directory(path, &stat, look);
+                Ok(())
+            }
+            Some((FileKind::Symlink, stat)) => {
+                self.link(path, &stat, look);
+                Ok(())
+            }
+            Some((FileKind::Regular, stat)) => self.regular(path, &stat, look),
+        };
+        self.finding = None;
+        compared?;
         if self.pending.drafts.len() >= PENDING_EVENTS_MAX
             || self.pending.chunk_bytes >= PENDING_CHUNK_BYTES_MAX
         {
@@ -60,8 +83,8 @@ impl Tracker {
         topmost
     }
 
-    fn gone(&mut self, path: &PhonePath) {
-        if self.tree.get(path).is_some() {
+    fn gone(&mut self, path: &PhonePath, look: Look) {
+        if self.tree.get(path).is_some() || look.resend {
             self.tree.forget(path);
             self.pending.changes.push(KnownChange::Forget(path.clone()));
             self.draft(Kind::File(FileChange {
@@ -80,8 +103,10 @@ impl Tracker {
         if is_another || look.deep {
             self.walk.push(Walk {
                 directory: path.clone(),
-                deep: look.deep || is_another,
-                resend: look.resend,
+                look: Look {
+                    deep: look.deep || is_another,
+                    ..look
+                },
             });
         }
     }
@@ -95,16 +120,13 @@ impl Tracker {
     }
 
     fn regular(&mut self, path: &PhonePath, stat: &Stat, look: Look) -> Result<(), Halt> {
-        if !look.resend
-            && self
-                .tree
-                .get(path)
-                .is_some_and(|known| known.is_still(stat))
-        {
+        let known = self.tree.get(path).copied();
+        let looks_untouched = known.is_some_and(|known| known.is_still(stat));
+        if looks_untouched && !look.resend && !look.reread {
             return Ok(());
         }
         if stat.size > self.limits.files_bytes / 2 {
-            self.too_large(path, stat);
+            self.too_large(path, stat, look);
             return Ok(());
         }
         for _ in 0..READ_ATTEMPTS {
@@ -114,9 +136,14 @@ impl Tracker {
             match reading {
                 Reading::Changed => continue,
                 Reading::Stable(node, _) if node.chunks().len() > FILE_CHUNKS_MAX => {
-                    self.too_large(path, stat)
+                    self.too_large(path, stat, look)
                 }
                 Reading::Stable(node, stat) => {
+                    let is_decay = look.reread
+                        && known.is_some_and(|known| known.is_still(&stat) && known.entry != node.entry());
+                    if is_decay && !is_open(&stat) {
+                        self.finding = Some(decay(path, "the contents are others".into()));
+                    }
                     if !self.is_news(path, &node, look)
                         && self.pending.chunks.len() >= chunks_before
                     {
@@ -125,7 +152,11 @@ impl Tracker {
                     }
                     self.compare(path, node, &stat, look);
                 }
-                Reading::Absent => self.gone(path),
+                Reading::Absent => self.gone(path, look),
+                Reading::Unreadable(error) if look.reread && looks_untouched => {
+                    let Finding { kind, path, text } = decay(path, error.to_string());
+                    self.report(kind, text, Some(path), 0);
+                }
                 Reading::Unreadable(error) => {
                     self.complain(
                         path,
@@ -171,9 +202,9 @@ impl Tracker {
         })
     }
 
-    fn too_large(&mut self, path: &PhonePath, stat: &Stat) {
+    fn too_large(&mut self, path: &PhonePath, stat: &Stat, look: Look) {
         // Left out on both sides, rather than kept as it once was.
-        self.gone(path);
+        self.gone(path, look);
         self.complain(
             path,
             stat.ctime_ns,
@@ -215,4 +246,37 @@ impl Tracker {
             }));
         }
     }
+}
+
+fn decay(path: &PhonePath, text: String) -> Finding {
+    Finding {
+        kind: ControlKind::FoundRotten,
+        path: path.clone(),
+        text,
+    }
+}
+
+/// Whether any process has the file open or mapped, as far as `/proc` tells. A page that is mapped can be written without the
+/// file's times moving, so nobody may have it while contents that changed by themselves are called decay.
+///
+/// Slow, and asked of files only whose contents did change by themselves.
+fn is_open(stat: &Stat) -> bool {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let own = std::process::id().to_string();
+    processes
+        .filter(|process| {
+            let name = process.file_name();
+            name.as_bytes().iter().all(u8::is_ascii_digit) && name != own.as_str()
+        })
+        .any(|process| holds(&process.path(), stat.inode))
+}
+
+/// Whether a process has a file with this inode, on whatever file system.
+fn holds(process: &Path, inode: u64) -> bool {
+    let opened = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+    let mut opened = opened.filter_map(|descriptor| std::fs::metadata(descriptor.path()).ok());
+    // A line is: range, rights, offset, device, inode, path (proc_pid_maps(5)).
+    let maps = std::fs::read_to_string(process.join("maps")).unwrap_or_default();
+    let mapped = |line: &str| line.split_ascii_whitespace().nth(4) == Some(&inode.to_string());
+    opened.any(|file| file.is_file() && file.ino() == inode) || maps.lines().any(mapped)
 }
