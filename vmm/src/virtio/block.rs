@@ -345,6 +345,7 @@ mod tests {
         driver.offer(0, 0);
         driver.kick(0);
         assert!(driver.needs_reset());
+        assert_eq!(driver.used_index(0), driver.queue_size(0));
     }
 
     #[test]

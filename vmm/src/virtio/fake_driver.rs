@@ -245,6 +245,12 @@ impl<D: VirtioDevice> FakeDriver<D> {
         self.queues[queue].available
     }
 
+    /// How many chains the device has given back, as it says.
+    pub fn used_index(&self, queue: usize) -> u16 {
+        let index = self.read_ram(self.queues[queue].used + 2, 2);
+        u16::from_le_bytes([index[0], index[1]])
+    }
+
     /// The features that were accepted.
     pub fn features(&self) -> u64 {
         self.features
