@@ -150,7 +150,7 @@ fn backing(chain: &mut Chain, count: u32) -> Option<Vec<(u64, u32)>> {
     // At once: each read begins at the chain's first descriptor.
     let mut bytes = vec![0; count as usize * ENTRY_BYTES];
     chain.read(&mut bytes);
-    let entry = |[a, b, c, d, e, f, g, h, len @ ..]: &[u8; ENTRY_BYTES]| (u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]), word(len, 0));
+    let entry = |bytes: &[u8; ENTRY_BYTES]| (u64::from(word(bytes, 0)) | u64::from(word(bytes, 4)) << 32, word(bytes, 8));
     Some(bytes.as_chunks().0.iter().map(entry).collect())
 }
 
