@@ -33,7 +33,7 @@ impl Alarm {
         let shared = Arc::new(Shared { plan: Mutex::default(), changed: Condvar::new() });
         let there = shared.clone();
         let thread = threads::spawn("vcpu-timer".into(), 64 << 10, move || there.watch(ring))?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread })
     }
 
     /// Rings once after `delay`, and not at the time set before.

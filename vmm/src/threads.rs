@@ -27,10 +27,14 @@ pub(crate) fn begin(role: Role) {
     }
 }
 
-/// Starts a device's thread.
-pub(crate) fn spawn(name: String, stack_bytes: usize, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-    Builder::new().name(name).stack_size(stack_bytes).spawn(move || {
+/// Starts a device's thread; there is none for a fuzzer.
+pub(crate) fn spawn(name: String, stack_bytes: usize, run: impl FnOnce() + Send + 'static) -> std::io::Result<Option<JoinHandle<()>>> {
+    if cfg!(feature = "unthreaded") {
+        return Ok(None);
+    }
+    let thread = Builder::new().name(name).stack_size(stack_bytes).spawn(move || {
         begin(Role::Device);
         run();
-    })
+    });
+    thread.map(Some)
 }

@@ -11,16 +11,18 @@ use crate::clock::HostClock;
 use crate::devices::uart::Unheard;
 use crate::layout::{self, Region};
 use crate::machine::{ExitReason, Machine, MachineBuilder, State};
-use crate::memory;
 use crate::snapshot::{self, Snapshot};
 use crate::vcpu::{Vcpu, VcpuError, VcpuExit, VcpuHandle};
-use crate::virtio::fake_driver::{RAM_BYTES, Witness};
+use crate::virtio::fake_driver::Witness;
 use crate::virtio::gpu::Gpu;
 use crate::virtio::hostile_driver::Script;
 use crate::virtio::input::{Input, InputOrder};
 use crate::virtio::rng::Rng;
 
 const BUILD: &str = "fuzz";
+/// Of a longer file, which is mostly holes, the checksum of RAM is left alone: it is right as seldom, and takes a hundred times as long
+/// as all the rest.
+const VERIFIED_BYTES_MAX: u64 = 4 << 20;
 /// How far a guest looks into each region after a restore.
 const LOOK_BYTES: u64 = 0x1000;
 
@@ -89,11 +91,11 @@ pub fn snapshot(input: &[u8]) {
         }
     };
     let Ok(snapshot) = Snapshot::open(&file.path, BUILD) else { return };
-    let Ok(ram) = snapshot.ram(Some(&snapshot)) else { return };
-    if memory::extent(&ram).1 == RAM_BYTES {
-        // All of it is holes, which is seldom what the head says.
+    if file.file.metadata().expect("it is open").len() <= VERIFIED_BYTES_MAX {
+        // Seldom what the head says.
         let _ = snapshot.verify_ram();
     }
+    let Ok(ram) = snapshot.ram(Some(&snapshot)) else { return };
     let order = InputOrder::default();
     let board = Arm64::new(Arc::new(HostClock), Box::new(Unheard));
     let mut builder = MachineBuilder::new(ram, board).expect("the layout's regions do not overlap");

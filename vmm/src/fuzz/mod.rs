@@ -10,7 +10,7 @@ mod machine;
 mod short_run;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -25,8 +25,8 @@ use crate::virtio::console::{Console, PortSpec};
 use crate::virtio::fake_driver::{FakeDriver, RAM_BYTES, reg};
 use crate::virtio::fs::Fs;
 use crate::virtio::gpu::Gpu;
-use crate::virtio::hostile_driver::{Script, play};
-use crate::virtio::input::{Input, InputOrder};
+use crate::virtio::hostile_driver::{Far, Hostile, Make, Script, play};
+use crate::virtio::input::{Event, Input, InputOrder};
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::{Transport, VirtioDevice};
@@ -77,7 +77,7 @@ pub fn gpu(script: &[u8]) {
     hostile_guest(a_gpu, script);
 }
 
-/// A hostile guest on the touch panel.
+/// A hostile guest on the touch panel, and hands that it does not see.
 pub fn input(script: &[u8]) {
     hostile_guest(a_panel, script);
 }
@@ -94,7 +94,7 @@ pub fn rng(script: &[u8]) {
 
 /// A guest that begins with nothing and writes registers as it likes, at any place and of any width.
 pub fn mmio(script: &[u8]) {
-    let (device, _peers) = a_console();
+    let (device, _far) = a_console();
     let mut driver = FakeDriver::new(device);
     let mut script = Script(script);
     while let Some(action) = script.byte() {
@@ -188,10 +188,8 @@ fn lies_in(ram: &GuestRam, entry: BootEntry) -> bool {
 }
 
 /// Plays a script on a device. Afterwards it can be saved and restored, and is good for an honest driver.
-fn hostile_guest<D: VirtioDevice>(make: fn() -> (D, Vec<UnixStream>), script: &[u8]) {
-    let (device, mut peers) = make();
-    let mut driver = FakeDriver::started(device);
-    play(&mut driver, &mut peers, script);
+fn hostile_guest<D: VirtioDevice>(make: Make<D>, script: &[u8]) {
+    let Hostile { mut driver, .. } = play(make, script);
     // A guest that changes requests which are under way may have made itself unfit for it.
     move_away(&mut driver, make);
     is_as_new(&mut driver);
@@ -199,10 +197,10 @@ fn hostile_guest<D: VirtioDevice>(make: fn() -> (D, Vec<UnixStream>), script: &[
 }
 
 /// Saves a device and restores it elsewhere; whether that was possible.
-fn move_away<D: VirtioDevice>(driver: &mut FakeDriver<D>, make: fn() -> (D, Vec<UnixStream>)) -> bool {
+fn move_away<D: VirtioDevice>(driver: &mut FakeDriver<D>, make: Make<D>) -> bool {
     driver.guest.close_gate();
     let state = driver.transport.save();
-    let (device, _peers) = make();
+    let (device, _far) = make();
     let moved = FakeDriver::on(driver.ram(), device).transport.restore(&state).is_ok();
     driver.guest.open_gate();
     moved
@@ -213,50 +211,94 @@ fn is_as_new<D: VirtioDevice>(driver: &mut FakeDriver<D>) {
     assert!(!driver.needs_reset(), "a device that was reset is not as new");
 }
 
-fn restored<D: VirtioDevice>(make: fn() -> (D, Vec<UnixStream>), state: &[u8]) {
-    let (device, _peers) = make();
+fn restored<D: VirtioDevice>(make: Make<D>, state: &[u8]) {
+    let (device, _far) = make();
     let mut driver = FakeDriver::new(device);
     if driver.transport.restore(state).is_ok() {
         // The resource that the saved screen shows, if there is one, is shown anew.
         (0..8).for_each(|queue| driver.kick(queue));
+        driver.transport.device().wake();
         drop(driver.config(0, 256));
         move_away(&mut driver, make);
     }
     is_as_new(&mut driver);
 }
 
-fn a_disk() -> (Block, Vec<UnixStream>) {
+fn a_disk() -> (Block, Far) {
     let file = MemoryFile::new(&[]).file;
     file.set_len(1 << 20).expect("1 MiB of disk");
-    (Block::new(file, false).expect("a disk"), vec![])
+    (Block::new(file, false).expect("a disk"), Far::nobody())
 }
 
-fn a_console() -> (Console, Vec<UnixStream>) {
-    let (ours, theirs): (Vec<_>, Vec<_>) = (0..2).map(|_| UnixStream::pair().expect("a channel")).unzip();
+fn a_console() -> (Console, Far) {
+    let (ours, peers): (Vec<_>, Vec<_>) = (0..2).map(|_| UnixStream::pair().expect("a channel")).unzip();
     let ports = ours.into_iter().zip(["a", "b"]).map(|(channel, name)| PortSpec { name: name.into(), channel });
-    (Console::new(ports.collect()).expect("a console"), theirs)
+    let speak = |peers: &mut [UnixStream], script: &mut Script<'_>| {
+        let peer = &peers[script.number(1) as usize % 2];
+        // What has no room is lost.
+        let _ = { peer }.write(script.some());
+    };
+    (Console::new(ports.collect()).expect("a console"), far(peers, speak))
 }
 
-fn a_file_system() -> (Fs, Vec<UnixStream>) {
+/// The server answers the next request, with any error and contents.
+fn a_file_system() -> (Fs, Far) {
     let (channel, server) = UnixStream::pair().expect("a channel");
-    (Fs::new("flash", channel).expect("a file system"), vec![server])
+    let speak = |peers: &mut [UnixStream], script: &mut Script<'_>| {
+        let mut server = &peers[0];
+        let mut header = [0; 40];
+        if server.read_exact(&mut header).is_err() {
+            return;
+        }
+        let len = u32::from_le_bytes(std::array::from_fn(|i| header[i]));
+        // What does not come is as well lost.
+        let _ = std::io::copy(&mut server.take(u64::from(len).saturating_sub(40)), &mut std::io::sink());
+        let (error, contents) = (-(script.number(1) as i32), script.some());
+        let _ = server.write(&[&(16 + contents.len() as u32).to_le_bytes(), &error.to_le_bytes(), &header[8..16], contents].concat());
+    };
+    (Fs::new("flash", channel).expect("a file system"), far(vec![server], speak))
 }
 
-fn a_gpu() -> (Gpu, Vec<UnixStream>) {
-    (Gpu::new(36, 72).expect("a screen"), vec![])
+fn a_gpu() -> (Gpu, Far) {
+    (Gpu::new(36, 72).expect("a screen"), Far::nobody())
 }
 
-fn a_panel() -> (Input, Vec<UnixStream>) {
-    (Input::touch(36, 72, &InputOrder::default()).expect("a panel"), vec![])
+/// Hands move on the panel; some of what they do no panel does.
+fn a_panel() -> (Input, Far) {
+    const EVENTS: [(u16, u16); 8] = [(3, 0x2f), (3, 0x39), (1, 0x14a), (3, 0x35), (3, 0x36), (3, 0), (3, 1), (0, 0)];
+    let panel = Input::touch(36, 72, &InputOrder::default()).expect("a panel");
+    let sender = panel.sender();
+    let speak = move |_: &mut [UnixStream], script: &mut Script<'_>| {
+        let how = script.number(1);
+        let event = |script: &mut Script<'_>| -> Event {
+            let which = script.number(1) as u16;
+            let (kind, code) = if which < 0xf0 { EVENTS[usize::from(which % 8)] } else { (which & 7, script.number(2) as u16) };
+            (kind, code, script.number(2) as i16 as i32)
+        };
+        let frame: Vec<Event> = (0..how % 80).map(|_| event(script)).collect();
+        // A panel whose driver has gone, or takes nothing, refuses.
+        let _ = if how < 0x80 { sender.send(&frame) } else { sender.send_position(&frame) };
+    };
+    (panel, far(vec![], speak))
 }
 
-fn a_network() -> (Net, Vec<UnixStream>) {
+/// The network sends a frame.
+fn a_network() -> (Net, Far) {
     let (channel, peer) = UnixStream::pair().expect("a channel");
-    (Net::new([2, 0, 0, 0, 0, 1], channel).expect("a network"), vec![peer])
+    let speak = |peers: &mut [UnixStream], script: &mut Script<'_>| {
+        let frame = [script.some(), &[0; 14]].concat();
+        let _ = { &peers[0] }.write(&[&(frame.len() as u32).to_be_bytes(), frame.as_slice()].concat());
+    };
+    (Net::new([2, 0, 0, 0, 0, 1], channel).expect("a network"), far(vec![peer], speak))
 }
 
-fn an_entropy_source() -> (Rng, Vec<UnixStream>) {
-    (Rng::new(), vec![])
+fn an_entropy_source() -> (Rng, Far) {
+    (Rng::new(), Far::nobody())
+}
+
+fn far(peers: Vec<UnixStream>, speak: impl FnMut(&mut [UnixStream], &mut Script<'_>) + 'static) -> Far {
+    peers.iter().for_each(|peer| peer.set_nonblocking(true).expect("a socket"));
+    Far { peers, speak: Box::new(speak) }
 }
 
 /// A file in memory, which has a path for as long as it lives.

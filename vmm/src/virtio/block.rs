@@ -168,7 +168,7 @@ impl VirtioDevice for Block {
 
     fn notify(&mut self, _index: usize) {
         let Some(queue) = self.queue.clone() else { return };
-        while let Some(mut chain) = queue.pop() {
+        for mut chain in queue.drain() {
             let (Some(header), Some(status_at)) = (chain.read_array(), chain.writable_len().checked_sub(1)) else {
                 return queue.fail("a block request lacks its header or its status byte");
             };
@@ -201,7 +201,7 @@ impl VirtioDevice for Block {
 mod tests {
     use super::*;
     use crate::virtio::Transport;
-    use crate::virtio::fake_driver::{FakeDriver, Part};
+    use crate::virtio::fake_driver::{F_NEXT, F_WRITE, FakeDriver, Part};
 
     const SECTORS: u64 = 100;
 
@@ -323,6 +323,29 @@ mod tests {
             driver.send(0, &[Part::Out(&header(T_IN, 0)), Part::In(len as u32), Part::In(1)]);
             assert_eq!(driver.used(0).unwrap().data.last(), Some(&status));
         }
+    }
+
+    /// Each read brings the sector of the next one, and the index by which it is available.
+    #[test]
+    fn reads_that_make_the_next_request_do_not_go_on_for_ever() {
+        let file = tempfile::tempfile().unwrap();
+        let sectors = 4 * u64::from(QUEUE_SIZE);
+        file.set_len(sectors * SECTOR_BYTES).unwrap();
+        for sector in 0..sectors {
+            let (next, available) = ((sector + 1).to_le_bytes(), (sector as u16 + 2).to_le_bytes());
+            file.write_all_at(&[&next[..], &available].concat(), sector * SECTOR_BYTES).unwrap();
+        }
+        let mut driver = started(&file, true);
+        let (request, index) = (driver.allocate(SECTOR_BYTES), driver.available_ring(0) + 2);
+        let buffers = [(request + 8, 8), (index, 2), (request + 16, SECTOR_BYTES as u32 - 10), (request + 16, 1)];
+        driver.raw_descriptor(0, 0, request, 16, F_NEXT, 1);
+        for (at, (address, len)) in (1..).zip(buffers) {
+            driver.raw_descriptor(0, at, address, len, F_WRITE | if at < 4 { F_NEXT } else { 0 }, at + 1);
+        }
+        driver.offer(0, 0);
+        driver.kick(0);
+        assert!(driver.needs_reset());
+        assert_eq!(driver.used_index(0), driver.queue_size(0));
     }
 
     #[test]

@@ -254,7 +254,7 @@ impl State {
 
     fn serve_control_out(&mut self, names: &[String]) {
         let Some(queue) = self.queues.as_ref().map(|q| q[CONTROL_OUT].clone()) else { return };
-        while let Some(mut chain) = queue.pop() {
+        for mut chain in queue.drain() {
             let Some(message) = chain.read_array() else {
                 return queue.fail("a console control message is too short");
             };
@@ -390,6 +390,11 @@ impl VirtioDevice for Console {
         let forget = |port: &Port| Port { closed: port.closed, inward: port.inward.clone(), ..Port::default() };
         let ports = state.ports.iter().map(forget).collect();
         *state = State { ports, ..State::default() };
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    fn wake(&self) {
+        self.shared.work();
     }
 
     fn save(&self) -> DeviceState {

@@ -83,6 +83,15 @@ struct Seen {
     rises: u64,
     written: Vec<(u64, u64)>,
     reports_while_raised: u64,
+    progress: Option<Duration>,
+}
+
+impl Witness {
+    /// The guest's CPU has run for so long. Without it, the guest's time is the host's.
+    pub fn pass(&self, time: Duration) {
+        let mut seen = lock(&self.seen);
+        seen.progress = Some(seen.progress.unwrap_or_default() + time);
+    }
 }
 
 impl IrqChip for Witness {
@@ -102,6 +111,9 @@ impl VcpuHandle for Witness {
         let mut seen = lock(&self.seen);
         seen.reports_while_raised += u64::from(seen.level);
         seen.written.push((address, len));
+    }
+    fn progress(&self) -> Option<Duration> {
+        lock(&self.seen).progress
     }
 }
 
@@ -208,6 +220,35 @@ impl<D: VirtioDevice> FakeDriver<D> {
         let lent = (0..size).map(|_| None).collect();
         self.queues.push(Queue { size, descriptors, available, used, free, next_available: 0, next_used: 0, lent });
         true
+    }
+
+    /// Moves a queue that is set up, as no driver does while it runs: to so many entries, a power of two, and to these addresses of
+    /// descriptors, available and used ring. The device may refuse that; this driver goes on there all the same.
+    pub fn place_queue(&mut self, queue: usize, size: u16, [descriptors, available, used]: [u64; 3]) {
+        self.write32(reg::QUEUE_SEL, queue as u32);
+        self.write32(reg::QUEUE_READY, 0);
+        self.write32(reg::QUEUE_NUM, u32::from(size));
+        for (register, value) in [(reg::QUEUE_DESC, descriptors), (reg::QUEUE_DRIVER, available), (reg::QUEUE_DEVICE, used)] {
+            self.write64(register, value);
+        }
+        self.write32(reg::QUEUE_READY, 1);
+        let q = &mut self.queues[queue];
+        (q.size, q.descriptors, q.available, q.used) = (size, descriptors, available, used);
+    }
+
+    pub fn queue_size(&self, queue: usize) -> u16 {
+        self.queues[queue].size
+    }
+
+    /// Where the available ring lies.
+    pub fn available_ring(&self, queue: usize) -> u64 {
+        self.queues[queue].available
+    }
+
+    /// How many chains the device has given back, as it says.
+    pub fn used_index(&self, queue: usize) -> u16 {
+        let index = self.read_ram(self.queues[queue].used + 2, 2);
+        u16::from_le_bytes([index[0], index[1]])
     }
 
     /// The features that were accepted.

@@ -7,7 +7,7 @@
 //! waits gets EIO, and all that comes.
 //!
 //! A machine is saved with no request outside if the server answers in time ([`VirtioDevice::quiesce`]); requests
-//! that are outside nevertheless are sent again after a restore.
+//! that are outside nevertheless are sent again after a restore, as there is room.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
@@ -76,6 +76,8 @@ struct Shared {
 struct State {
     queues: Option<Vec<VirtQueue>>,
     pending: BTreeMap<u64, Pending>,
+    /// Requests that were outside when the machine was saved, with their queues: they go out again before others.
+    again: VecDeque<(usize, Chain)>,
     last_unique: u64,
     outward: VecDeque<u8>,
     inward: Vec<u8>,
@@ -115,11 +117,13 @@ impl Fs {
 impl State {
     /// Takes requests from the guest as long as there is room for them outside, in one turn; whether there may be more.
     fn serve_queue(&mut self, index: usize, channel: &UnixStream) -> bool {
-        let Some(queue) = self.queues.as_ref().and_then(|q| q.get(index)).cloned() else { return false };
+        let Some(queues) = self.queues.clone() else { return false };
         let mut taken = 0;
         while taken < TURN_CHAINS_MAX && self.outward.len() < OUTWARD_BYTES_HIGH && self.pending.len() < PENDING_MAX {
-            let Some(chain) = queue.pop() else { break };
-            if let Err(reason) = self.accept(index, &queue, chain) {
+            let next = self.again.pop_front().or_else(|| Some((index, queues.get(index)?.pop()?)));
+            let Some((index, chain)) = next else { break };
+            let queue = &queues[index];
+            if let Err(reason) = self.accept(index, queue, chain) {
                 queue.fail(reason);
                 return false;
             }
@@ -248,7 +252,7 @@ impl State {
     }
 
     fn is_settled(&self) -> bool {
-        self.pending.is_empty() && self.outward.is_empty()
+        self.pending.is_empty() && self.again.is_empty() && self.outward.is_empty()
     }
 }
 
@@ -333,6 +337,7 @@ impl VirtioDevice for Fs {
         let mut state = lock(&self.shared.state);
         state.queues = None;
         state.pending.clear();
+        state.again.clear();
     }
 
     fn quiesce(&mut self, timeout: Duration) {
@@ -345,9 +350,15 @@ impl VirtioDevice for Fs {
         }
     }
 
+    #[cfg(any(test, feature = "testing"))]
+    fn wake(&self) {
+        self.shared.work();
+    }
+
     fn save(&self) -> DeviceState {
         let state = lock(&self.shared.state);
-        DeviceState::of(&Saved { pending: state.pending.values().map(|p| (p.queue, p.chain.state())).collect() })
+        let outside = state.pending.values().map(|p| (p.queue, &p.chain)).chain(state.again.iter().map(|(queue, chain)| (*queue, chain)));
+        DeviceState::of(&Saved { pending: outside.map(|(queue, chain)| (queue, chain.state())).collect() })
     }
 
     fn restore(&mut self, state: DeviceState) -> Result<(), RestoreError> {
@@ -361,7 +372,7 @@ impl VirtioDevice for Fs {
             let queue = state.queues.as_ref().and_then(|q| q.get(index)).cloned();
             let queue = queue.ok_or_else(|| damaged("a request of no queue"))?;
             let chain = queue.adopt(chain).ok_or_else(|| damaged("a request outside RAM"))?;
-            state.accept(index, &queue, chain).map_err(damaged)?;
+            state.again.push_back((index, chain));
         }
         drop(state);
         self.shared.kick.kick();

@@ -254,13 +254,39 @@ fn requests_that_were_outside_are_sent_again_after_a_restore() {
     let (mut driver, mut server) = started();
     let unique = asked(&mut driver, &mut server, 44);
     let (there, mut new_server) = fs();
+    let mut moved = driver_at(driver, there);
+    let (opcode, _, _) = receive(&mut new_server);
+    assert_eq!((opcode, unique), (GETATTR, 2));
+    new_server.write_all(&reply(2, 0, b"here")).unwrap();
+    assert_eq!(moved.wait_used(REQUESTS).data, reply(44, 0, b"here"));
+}
+
+#[test]
+fn requests_that_are_sent_again_wait_for_a_server_that_does_not_read() {
+    let (mut driver, mut server) = started();
+    let body = vec![7; 1 << 20];
+    for unique in 0..4 {
+        driver.send(REQUESTS, &[Part::Out(&request(GETATTR, unique, &body)), Part::In(100)]);
+        receive(&mut server);
+    }
+    let (there, mut new_server) = fs();
+    let mut moved = driver_at(driver, there);
+    assert!(lock(&moved.transport.device().shared.state).outward.len() < OUTWARD_BYTES_HIGH + MESSAGE_BYTES_MAX);
+    for number in 1..=4 {
+        assert_eq!(receive(&mut new_server), (GETATTR, 2 * number, body.clone()));
+        new_server.write_all(&reply(2 * number, 0, b"here")).unwrap();
+    }
+    for unique in 0..4 {
+        assert_eq!(moved.wait_used(REQUESTS).data, reply(unique, 0, b"here"));
+    }
+}
+
+/// Saves the device without waiting for its server, and restores it in `there`.
+fn driver_at(driver: Driver, there: Fs) -> Driver {
     driver.guest.close_gate();
     let state = driver.transport.save();
     let mut moved = FakeDriver::on(driver.ram(), there);
     moved.inherit(driver);
     moved.transport.restore(&state).unwrap();
-    let (opcode, _, _) = receive(&mut new_server);
-    assert_eq!((opcode, unique), (GETATTR, 2));
-    new_server.write_all(&reply(2, 0, b"here")).unwrap();
-    assert_eq!(moved.wait_used(REQUESTS).data, reply(44, 0, b"here"));
+    moved
 }

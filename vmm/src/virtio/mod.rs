@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | descriptor loops, endless chains | `queue::CHAIN_DESCRIPTORS_MAX`, 4 GiB in a chain | the queue breaks until the device is reset |
 //! | queue floods | each device's `QUEUE_SIZE`; on device threads `TURN_CHAINS_MAX` | the queue breaks; others have their turn |
+//! | a device's answers that are its next requests | [`VirtQueue::drain`]: as many chains as the queue has entries | the queue breaks |
 //! | giant requests | `block::REQUEST_BYTES_MAX`, `rng::REQUEST_BYTES_MAX` | an error; less is given |
 //! | file requests | `fs::MESSAGE_BYTES_MAX`, `PENDING_MAX`, `OUTWARD_BYTES_HIGH` | the queue breaks; requests stay in it |
 //! | network floods | `net::FRAME_BYTES_MAX`, `OUTWARD_BYTES_MAX` | frames are dropped |
@@ -89,6 +90,10 @@ pub trait VirtioDevice: Send {
 
     /// The vCPU has stopped: wait, at most so long, until no request is with somebody outside.
     fn quiesce(&mut self, _timeout: Duration) {}
+
+    /// Does at once what the device's thread would do if it woke now: so that an input of a fuzzer means the same each time.
+    #[cfg(any(test, feature = "testing"))]
+    fn wake(&self) {}
 
     /// What the device knows beyond its queues. The machine is paused.
     fn save(&self) -> DeviceState {

@@ -86,7 +86,7 @@ impl Net {
 impl State {
     fn transmit(&mut self, channel: &UnixStream) {
         let Some(queue) = self.driver.as_ref().map(|d| d.queues[TRANSMIT_QUEUE].clone()) else { return };
-        while let Some(mut chain) = queue.pop() {
+        for mut chain in queue.drain() {
             if chain.read_array::<HEADER_BYTES>().is_none() {
                 return queue.fail("a network packet lacks its header");
             }
@@ -253,6 +253,11 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         lock(&self.shared.state).driver = None;
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    fn wake(&self) {
+        self.shared.work();
     }
 
     fn save(&self) -> DeviceState {

@@ -44,7 +44,7 @@ impl VirtioDevice for Rng {
 
     fn notify(&mut self, _index: usize) {
         let Some(queue) = &self.queue else { return };
-        while let Some(mut chain) = queue.pop() {
+        for mut chain in queue.drain() {
             let mut bytes = vec![0; chain.writable_len().min(REQUEST_BYTES_MAX) as usize];
             rand::rng().fill_bytes(&mut bytes);
             chain.write(&bytes);

@@ -71,9 +71,14 @@ impl Worker {
         let (kick_there, stop_there, guest_there) = (kick.clone(), stop.clone(), guest.clone());
         let work = move || run(outside.as_ref(), &kick_there, &stop_there, &guest_there);
         let thread = threads::spawn(format!("virtio-{name}"), STACK_BYTES, work)
-            .inspect_err(|error| tracing::error!(device = name, %error, "cannot start a virtio device's thread"))
-            .ok();
-        thread.is_some().then_some(Self { kick, stop, guest, thread })
+            .inspect_err(|error| {
+                // The guest may try again without end.
+                if guest.may_log() {
+                    tracing::error!(device = name, %error, "cannot start a virtio device's thread");
+                }
+            })
+            .ok()?;
+        Some(Self { kick, stop, guest, thread })
     }
 }
 

@@ -30,7 +30,7 @@ mod request;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,14 +45,13 @@ use crate::console::Console;
 use crate::listener::Listener;
 use crate::screen::{Picture, base64};
 use crate::twin::{Twin, TwinError};
-use request::{Device, Request, parse};
+use request::{Device, LINE_BYTES_MAX, Line, Request, parse, read_line};
 
 /// The appliance, its console, an administrator's shell.
 const CLIENTS_MAX: usize = 16;
-/// A poke with many paths is the longest request.
-const LINE_BYTES_MAX: u64 = 64 << 10;
-/// Replies that wait for a client to read them.
+/// Replies that wait for a client to read them, and their bytes: the picture of the largest screen is half of that.
 const REPLIES_WAITING_MAX: usize = 64;
+const REPLY_BYTES_WAITING_MAX: usize = 64 << 20;
 /// Waits that one client may have under way.
 const WAITS_MAX: usize = 4;
 const WAIT_MS_MAX: u64 = 60_000;
@@ -105,12 +104,11 @@ pub(crate) fn serve(listener: Listener, twin: Arc<Twin>, events: Events, quit: S
 /// Serves one client until it leaves.
 fn attend(stream: UnixStream, number: u64, twin: &Arc<Twin>, events: &Events, quit: &SyncSender<()>) -> std::io::Result<()> {
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-    let (sender, waiting) = sync_channel(REPLIES_WAITING_MAX);
-    let replies = Replies { sender, stream: Arc::new(stream.try_clone()?) };
-    let writing = stream.try_clone()?;
+    let (replies, waiting) = Replies::new(stream.try_clone()?);
+    let (writing, bytes_waiting) = (stream.try_clone()?, replies.bytes_waiting.clone());
     let quit_there = quit.clone();
     let writer = std::thread::Builder::new().name(format!("control-{number}-out")).stack_size(64 << 10);
-    let writer = writer.spawn(move || write(writing, &waiting, &quit_there))?;
+    let writer = writer.spawn(move || write(writing, &waiting, &bytes_waiting, &quit_there))?;
     events.lock().insert(number, replies.clone());
     let from = BufReader::new(Incoming { stream: stream.try_clone()?, passed: None });
     let client = Client { twin: twin.clone(), replies, quit: quit.clone(), waits: Arc::default() };
@@ -129,6 +127,7 @@ fn attend(stream: UnixStream, number: u64, twin: &Arc<Twin>, events: &Events, qu
 #[derive(Clone)]
 struct Replies {
     sender: SyncSender<Outgoing>,
+    bytes_waiting: Arc<AtomicUsize>,
     stream: Arc<UnixStream>,
 }
 
@@ -138,14 +137,27 @@ enum Outgoing {
     Quit,
 }
 
+impl Outgoing {
+    fn bytes(&self) -> usize {
+        if let Self::Line(line) = self { line.len() } else { 0 }
+    }
+}
+
 impl Replies {
+    fn new(stream: UnixStream) -> (Self, Receiver<Outgoing>) {
+        let (sender, waiting) = sync_channel(REPLIES_WAITING_MAX);
+        (Self { sender, bytes_waiting: Arc::default(), stream: Arc::new(stream) }, waiting)
+    }
+
     fn send(&self, message: &Value) {
         self.put(Outgoing::Line(format!("{message}\n")));
     }
 
     /// False if the client does not read; it is then cut off.
     fn put(&self, outgoing: Outgoing) -> bool {
-        let room = self.sender.try_send(outgoing).is_ok();
+        let bytes = outgoing.bytes();
+        let waiting = self.bytes_waiting.fetch_add(bytes, Ordering::SeqCst);
+        let room = waiting + bytes <= REPLY_BYTES_WAITING_MAX && self.sender.try_send(outgoing).is_ok();
         if !room {
             // Fails if the client has left already, which is as well.
             let _ = self.stream.shutdown(Shutdown::Both);
@@ -154,8 +166,9 @@ impl Replies {
     }
 }
 
-fn write(mut stream: UnixStream, waiting: &Receiver<Outgoing>, quit: &SyncSender<()>) {
+fn write(mut stream: UnixStream, waiting: &Receiver<Outgoing>, bytes_waiting: &AtomicUsize, quit: &SyncSender<()>) {
     for outgoing in waiting {
+        let bytes = outgoing.bytes();
         match outgoing {
             Outgoing::Line(line) => {
                 if stream.write_all(line.as_bytes()).is_err() {
@@ -166,6 +179,7 @@ fn write(mut stream: UnixStream, waiting: &Receiver<Outgoing>, quit: &SyncSender
             // Full means that somebody else has asked already.
             Outgoing::Quit => drop(quit.try_send(())),
         }
+        bytes_waiting.fetch_sub(bytes, Ordering::SeqCst);
     }
 }
 
@@ -195,17 +209,14 @@ impl Client {
     fn listen(&self, mut from: BufReader<Incoming>) -> std::io::Result<()> {
         let mut line = Vec::new();
         loop {
-            line.clear();
-            from.by_ref().take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut line)?;
-            if line.len() as u64 > LINE_BYTES_MAX {
-                self.replies.send(&json!({"id": null, "error": format!("a line of more than {LINE_BYTES_MAX} bytes; goodbye")}));
-                return Ok(());
-            }
-            if line.pop() != Some(b'\n') {
-                return Ok(());
-            }
-            if !line.iter().all(u8::is_ascii_whitespace) {
-                self.answer(&line, &mut from.get_mut().passed);
+            match read_line(&mut from, &mut line)? {
+                Line::Whole if line.iter().all(u8::is_ascii_whitespace) => {}
+                Line::Whole => self.answer(&line, &mut from.get_mut().passed),
+                Line::TooLong => {
+                    self.replies.send(&json!({"id": null, "error": format!("a line of more than {LINE_BYTES_MAX} bytes; goodbye")}));
+                    return Ok(());
+                }
+                Line::End => return Ok(()),
             }
         }
     }

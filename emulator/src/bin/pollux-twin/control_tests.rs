@@ -1,5 +1,6 @@
 //! The control socket as a client meets it; no machine is booted here.
 
+use std::io::BufRead;
 use std::path::Path;
 
 use emulator::processor::Processor;
@@ -218,4 +219,25 @@ fn all_clients_hear_of_the_machines_end() {
         assert_eq!((&event["event"], &event["reason"]), (&json!("exit"), &json!("reset")));
         assert_eq!(event["detail"], "the kernel panicked:\n[ 1.0] Kernel panic - not syncing: no init");
     }
+}
+
+#[test]
+fn replies_that_wait_have_a_bound_in_bytes_too() {
+    let half = || Outgoing::Line("x".repeat(REPLY_BYTES_WAITING_MAX / 2));
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (replies, waiting) = Replies::new(ours.try_clone().unwrap());
+    let (bytes_waiting, quit) = (replies.bytes_waiting.clone(), sync_channel(1).0);
+    let writer = std::thread::spawn(move || write(ours, &waiting, &bytes_waiting, &quit));
+    for _ in 0..4 {
+        assert!(replies.put(half()), "those before were read");
+        theirs.read_exact(&mut vec![0; REPLY_BYTES_WAITING_MAX / 2]).unwrap();
+    }
+    drop(replies);
+    writer.join().unwrap();
+
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (replies, _waiting) = Replies::new(ours);
+    assert!(replies.put(half()) && replies.put(half()));
+    assert!(!replies.put(Outgoing::Line("x".into())));
+    assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "who does not read is cut off");
 }

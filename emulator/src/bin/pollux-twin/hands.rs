@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard};
 
+use vmm::log_limit::LogLimit;
 use vmm::virtio::input::{Event, InputError, InputSender};
 
 use crate::keymap::{self, KEY_LEFTSHIFT, KEY_RIGHTSHIFT};
@@ -115,10 +116,12 @@ impl Hands {
         let send = |frame: &[Event]| if frame.is_empty() { Ok(()) } else { self.keyboard.send(frame) };
         send(&before)?;
         let pressed = send(&[press]);
+        if pressed.is_ok() {
+            // Whatever becomes of Shift: it must come up again.
+            state.keys.insert((watcher, key.code));
+        }
         send(&after)?;
-        pressed?;
-        state.keys.insert((watcher, key.code));
-        Ok(())
+        pressed
     }
 
     /// A watcher has gone: its finger lifts, its keys come up.
@@ -146,7 +149,10 @@ impl Hands {
 
 /// For a watcher who cannot be told any more.
 fn tell(sent: Result<(), InputError>) {
-    if let Err(error) = sent {
+    static LOG_LIMIT: LogLimit = LogLimit::new();
+    if let Err(error) = sent
+        && LOG_LIMIT.allows()
+    {
         tracing::warn!(%error, "something stays pressed");
     }
 }
@@ -161,15 +167,16 @@ mod tests {
 
     use super::*;
 
+    /// What was sent, and how many frames more are taken; at first without end.
     #[derive(Clone, Default)]
-    struct Sent(Arc<Mutex<(Vec<Vec<Event>>, bool)>>);
+    struct Sent(Arc<Mutex<(Vec<Vec<Event>>, Option<usize>)>>);
 
     impl Device for Sent {
         fn send(&self, frame: &[Event]) -> Result<(), InputError> {
             let mut sent = self.0.lock().unwrap();
             // As the device does, one that is full takes what lifts.
-            if sent.1 && frame.iter().any(|event| event.2 > 0) {
-                return Err(InputError::Full("it"));
+            if frame.iter().any(|event| event.2 > 0) && let Some(room) = &mut sent.1 {
+                *room = room.checked_sub(1).ok_or(InputError::Full("it"))?;
             }
             sent.0.push(frame.to_vec());
             Ok(())
@@ -185,8 +192,8 @@ mod tests {
             std::mem::take(&mut self.0.lock().unwrap().0)
         }
 
-        fn is_full(&self, full: bool) {
-            self.0.lock().unwrap().1 = full;
+        fn has_room(&self, frames: usize) {
+            self.0.lock().unwrap().1 = Some(frames);
         }
     }
 
@@ -269,8 +276,8 @@ mod tests {
         let full = |error: InputError| assert_eq!(error, InputError::Full("it"));
         hands.key(1, true, u32::from('a')).unwrap();
         keyboard.take();
-        keyboard.is_full(true);
-        touch.is_full(true);
+        keyboard.has_room(0);
+        touch.has_room(0);
         full(hands.key(1, true, u32::from('b')).unwrap_err());
         full(hands.key(1, true, u32::from('@')).unwrap_err());
         full(hands.pointer(1, 1, (10, 20), SCREEN).unwrap_err());
@@ -281,5 +288,16 @@ mod tests {
         hands.pointer(1, 0, (10, 20), SCREEN).unwrap();
         hands.leave(1);
         assert!(keyboard.take().is_empty() && touch.take().is_empty());
+    }
+
+    #[test]
+    fn a_key_comes_up_though_the_shift_that_was_lifted_for_it_found_no_room() {
+        let (hands, keyboard, _) = hands();
+        hands.key(1, true, 0xffe1).unwrap();
+        keyboard.has_room(1);
+        // '7' with Shift: Shift up, 7 down, Shift down again.
+        assert_eq!(hands.key(1, true, u32::from('7')), Err(InputError::Full("it")));
+        hands.key(1, false, u32::from('7')).unwrap();
+        assert_eq!(keyboard.take(), [[(1, 42, 1)], [(1, 42, 0)], [(1, 8, 1)], [(1, 8, 0)]]);
     }
 }

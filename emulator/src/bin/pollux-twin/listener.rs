@@ -83,7 +83,9 @@ fn admit(
         let _place = place;
         serve(client, number);
     });
-    if let Err(error) = spawned {
+    if let Err(error) = spawned
+        && LOG_LIMIT.allows()
+    {
         tracing::warn!(%error, "cannot serve a {name} client");
     }
 }

@@ -7,6 +7,8 @@ use crate::virtio::Chain;
 pub(super) const BACKING_ENTRIES_MAX: u32 = super::RESOURCE_PIXELS_MAX / 1024;
 
 const HEADER_BYTES: usize = 24;
+/// `struct virtio_gpu_mem_entry`: address, length, padding.
+const ENTRY_BYTES: usize = 16;
 const FLAG_FENCE: u32 = 1;
 /// The response to GET_DISPLAY_INFO always has this many places.
 const DISPLAY_INFO_SCANOUTS: usize = 16;
@@ -142,15 +144,14 @@ impl Command {
 }
 
 fn backing(chain: &mut Chain, count: u32) -> Option<Vec<(u64, u32)>> {
-    if count > BACKING_ENTRIES_MAX || chain.readable_len() < u64::from(count) * 16 {
+    if count > BACKING_ENTRIES_MAX || chain.readable_len() < u64::from(count) * ENTRY_BYTES as u64 {
         return None;
     }
-    let entry = |_| {
-        let address = u64::from_le_bytes(chain.read_array()?);
-        let [len, _] = words(chain)?;
-        Some((address, len))
-    };
-    (0..count).map(entry).collect()
+    // At once: each read begins at the chain's first descriptor.
+    let mut bytes = vec![0; count as usize * ENTRY_BYTES];
+    chain.read(&mut bytes);
+    let entry = |bytes: &[u8; ENTRY_BYTES]| (u64::from(word(bytes, 0)) | u64::from(word(bytes, 4)) << 32, word(bytes, 8));
+    Some(bytes.as_chunks().0.iter().map(entry).collect())
 }
 
 fn rect(chain: &mut Chain) -> Option<Rect> {

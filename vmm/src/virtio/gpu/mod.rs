@@ -133,7 +133,7 @@ impl Gpu {
     }
 
     fn serve_control(&mut self, queue: &VirtQueue) {
-        while let Some(mut chain) = queue.pop() {
+        for mut chain in queue.drain() {
             let Some(header) = Header::read(&mut chain) else {
                 return queue.fail("a GPU request lacks its header");
             };
@@ -235,7 +235,7 @@ impl VirtioDevice for Gpu {
         if index == CONTROL_QUEUE {
             return self.serve_control(&queue);
         }
-        while let Some(chain) = queue.pop() {
+        for chain in queue.drain() {
             queue.complete(chain);
         }
     }

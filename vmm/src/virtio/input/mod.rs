@@ -295,6 +295,11 @@ impl VirtioDevice for Input {
         (self.select, self.subselect) = (0, 0);
     }
 
+    #[cfg(any(test, feature = "testing"))]
+    fn wake(&self) {
+        self.shared.work();
+    }
+
     fn save(&self) -> DeviceState {
         let frames = self.shared.order.save(self.shared.device);
         DeviceState::of(&Saved { select: self.select, subselect: self.subselect, frames })

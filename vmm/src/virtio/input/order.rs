@@ -174,7 +174,7 @@ impl InputOrder {
     pub(super) fn drain_status(&self, device: usize) {
         let state = lock(&self.0);
         let Some([_, status]) = &state.devices[device].queues else { return };
-        while let Some(chain) = status.pop() {
+        for chain in status.drain() {
             status.complete(chain);
         }
     }

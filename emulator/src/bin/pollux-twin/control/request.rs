@@ -1,10 +1,35 @@
-//! Requests on the control socket, from a line's bytes to typed values. Parsing only.
+//! Requests on the control socket, from bytes to lines to typed values. Parsing only.
+
+use std::io::{self, BufRead, Read};
 
 use serde::Deserialize;
 use serde_json::Value;
 
+/// A poke with many paths is the longest request.
+pub(super) const LINE_BYTES_MAX: usize = 64 << 10;
 /// What `console` gives unless asked for another length.
 const CONSOLE_BYTES: usize = 64 << 10;
+
+/// What [`read_line`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    /// All of it, without its end.
+    Whole,
+    /// More than [`LINE_BYTES_MAX`]: the rest is not worth reading.
+    TooLong,
+    /// The stream has ended, perhaps within a line.
+    End,
+}
+
+/// Reads the next line in place of what `line` holds.
+pub(super) fn read_line(from: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Line> {
+    line.clear();
+    from.take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', line)?;
+    if line.len() > LINE_BYTES_MAX {
+        return Ok(Line::TooLong);
+    }
+    Ok(if line.pop() == Some(b'\n') { Line::Whole } else { Line::End })
+}
 
 /// A request without its id.
 #[derive(Debug, Deserialize)]

@@ -5,8 +5,8 @@
 //! [`WRITE_TIMEOUT`], or breaks the protocol, is dropped.
 
 mod encode;
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod protocol;
 
 use std::collections::HashMap;
@@ -165,21 +165,25 @@ fn handshake(gallery: &Gallery, from: &mut BufReader<UnixStream>, to: &mut UnixS
 /// Takes up what a watcher sends, until it leaves or sends nonsense.
 fn listen(gallery: &Gallery, from: &mut BufReader<UnixStream>, number: u64) -> Result<(), ProtocolError> {
     loop {
-        match protocol::read_message(from)? {
-            ClientMessage::SetPixelFormat(format) => gallery.want(number, |w| w.format = Some(format)),
-            ClientMessage::SetEncodings(list) => gallery.want(number, |w| w.encodings = Some(list)),
-            // An unanswered request for everything is not weakened by a later one for changes.
-            ClientMessage::UpdateRequest { incremental, area } => gallery.want(number, |w| match w.update {
-                Some((false, _)) if incremental => {}
-                _ => w.update = Some((incremental, area)),
-            }),
-            ClientMessage::Key { down, keysym } => answer(gallery, number, gallery.hands.key(number, down, keysym)),
-            ClientMessage::Pointer { buttons, x, y } => {
-                let size = gallery.screen.look(|frame| (frame.width(), frame.height()));
-                answer(gallery, number, gallery.hands.pointer(number, buttons, (x, y), size));
-            }
-            ClientMessage::CutText => {}
+        hear(gallery, number, protocol::read_message(from)?);
+    }
+}
+
+fn hear(gallery: &Gallery, number: u64, message: ClientMessage) {
+    match message {
+        ClientMessage::SetPixelFormat(format) => gallery.want(number, |w| w.format = Some(format)),
+        ClientMessage::SetEncodings(list) => gallery.want(number, |w| w.encodings = Some(list)),
+        // An unanswered request for everything is not weakened by a later one for changes.
+        ClientMessage::UpdateRequest { incremental, area } => gallery.want(number, |w| match w.update {
+            Some((false, _)) if incremental => {}
+            _ => w.update = Some((incremental, area)),
+        }),
+        ClientMessage::Key { down, keysym } => answer(gallery, number, gallery.hands.key(number, down, keysym)),
+        ClientMessage::Pointer { buttons, x, y } => {
+            let size = gallery.screen.look(|frame| (frame.width(), frame.height()));
+            answer(gallery, number, gallery.hands.pointer(number, buttons, (x, y), size));
         }
+        ClientMessage::CutText => {}
     }
 }
 
@@ -200,9 +204,9 @@ fn answer(gallery: &Gallery, number: u64, taken: Result<(), InputError>) {
 }
 
 /// Writes a watcher's updates.
-struct Writer {
+struct Writer<S> {
     gallery: Arc<Gallery>,
-    stream: UnixStream,
+    stream: S,
     number: u64,
     encoder: Encoder,
     encoding: i32,
@@ -215,12 +219,7 @@ struct Writer {
     damage: Vec<Rect>,
 }
 
-impl Writer {
-    fn new(gallery: Arc<Gallery>, stream: UnixStream, number: u64, size: (u32, u32)) -> Self {
-        let encoder = Encoder::new();
-        Self { gallery, stream, number, encoder, encoding: ENCODING_RAW, takes_resize: false, size, seen: 0, damage: Vec::new() }
-    }
-
+impl Writer<UnixStream> {
     fn run(&mut self) -> io::Result<()> {
         let result = self.write_updates();
         if result.is_err() {
@@ -232,34 +231,65 @@ impl Writer {
 
     fn write_updates(&mut self) -> io::Result<()> {
         while let Some(request) = self.next_request() {
-            let (incremental, area) = match request {
-                Request::Update(incremental, area) => (incremental, area),
-                Request::Bell => {
-                    self.stream.write_all(&[protocol::BELL])?;
-                    continue;
-                }
-            };
-            let (picture, news, generation) = self.gallery.screen.look(|frame| {
-                (Picture::of(frame), frame.damage_since(self.seen), frame.generation())
-            });
-            self.seen = generation;
-            let screen = Rect { x: 0, y: 0, width: picture.width, height: picture.height };
-            if (picture.width, picture.height) != self.size {
-                self.resize(screen)?;
-                continue;
-            }
-            self.note(news);
-            let Some(area) = area.intersect(screen) else { continue };
-            let rects: Vec<Rect> = if incremental { self.damage_in(area) } else { vec![area] };
-            if rects.is_empty() {
-                // What changed was elsewhere: the request stands, unless the watcher has made another.
-                self.gallery.want(self.number, |w| w.update = w.update.or(Some((true, area))));
-                continue;
-            }
-            self.damage.retain(|r| r.intersect(area) != Some(*r));
-            self.send(&picture, &rects)?;
+            self.serve(request)?;
         }
         Ok(())
+    }
+
+    /// Waits for a request that can be answered; `None` when the watcher has left.
+    fn next_request(&mut self) -> Option<Request> {
+        let gallery = self.gallery.clone();
+        let mut state = gallery.lock();
+        loop {
+            let State { generation, watchers } = &mut *state;
+            if let Some(request) = self.due(watchers.get_mut(&self.number)?, *generation) {
+                return Some(request);
+            }
+            state = gallery.wait(state);
+        }
+    }
+}
+
+impl<S: Write> Writer<S> {
+    fn new(gallery: Arc<Gallery>, stream: S, number: u64, size: (u32, u32)) -> Self {
+        let encoder = Encoder::new();
+        Self { gallery, stream, number, encoder, encoding: ENCODING_RAW, takes_resize: false, size, seen: 0, damage: Vec::new() }
+    }
+
+    /// What can be answered now, of what the watcher wants while the screen is at `generation`.
+    fn due(&mut self, wanted: &mut Wanted, generation: u64) -> Option<Request> {
+        if std::mem::take(&mut wanted.bell) {
+            return Some(Request::Bell);
+        }
+        let has_news = |area| generation > self.seen || self.damage.iter().any(|r| r.intersect(area).is_some());
+        let (incremental, area) = wanted.update.take_if(|(incremental, area)| !*incremental || has_news(*area))?;
+        self.adopt(wanted.format.take(), wanted.encodings.take());
+        Some(Request::Update(incremental, area))
+    }
+
+    fn serve(&mut self, request: Request) -> io::Result<()> {
+        let (incremental, area) = match request {
+            Request::Update(incremental, area) => (incremental, area),
+            Request::Bell => return self.stream.write_all(&[protocol::BELL]),
+        };
+        let (picture, news, generation) = self.gallery.screen.look(|frame| {
+            (Picture::of(frame), frame.damage_since(self.seen), frame.generation())
+        });
+        self.seen = generation;
+        let screen = Rect { x: 0, y: 0, width: picture.width, height: picture.height };
+        if (picture.width, picture.height) != self.size {
+            return self.resize(screen);
+        }
+        self.note(news);
+        let Some(area) = area.intersect(screen) else { return Ok(()) };
+        let rects: Vec<Rect> = if incremental { self.damage_in(area) } else { vec![area] };
+        if rects.is_empty() {
+            // What changed was elsewhere: the request stands, unless the watcher has made another.
+            self.gallery.want(self.number, |w| w.update = w.update.or(Some((true, area))));
+            return Ok(());
+        }
+        self.damage.retain(|r| r.intersect(area) != Some(*r));
+        self.send(&picture, &rects)
     }
 
     /// Adds to the damage what has changed, wherever the watcher looks.
@@ -290,34 +320,6 @@ impl Writer {
         self.damage = vec![screen];
         let head = protocol::rectangle_head(screen, ENCODING_DESKTOP_SIZE);
         self.stream.write_all(&[&protocol::update_head(1)[..], &head].concat())
-    }
-
-    /// Waits for a request that can be answered; `None` when the watcher has left.
-    fn next_request(&mut self) -> Option<Request> {
-        let gallery = self.gallery.clone();
-        let mut state = gallery.lock();
-        loop {
-            let generation = state.generation;
-            let wanted = state.watchers.get_mut(&self.number)?;
-            if std::mem::take(&mut wanted.bell) {
-                return Some(Request::Bell);
-            }
-            let due = match wanted.update {
-                None => false,
-                Some((false, _)) => true,
-                Some((true, area)) => {
-                    generation > self.seen || self.damage.iter().any(|r| r.intersect(area).is_some())
-                }
-            };
-            if due {
-                let request = wanted.update.take();
-                let (format, encodings) = (wanted.format.take(), wanted.encodings.take());
-                drop(state);
-                self.adopt(format, encodings);
-                return request.map(|(incremental, area)| Request::Update(incremental, area));
-            }
-            state = gallery.wait(state);
-        }
     }
 
     fn adopt(&mut self, format: Option<PixelFormat>, encodings: Option<Vec<i32>>) {
