@@ -63,6 +63,8 @@ pub(crate) struct UsageDb {
     bytes_max: u64,
     /// Not written yet.
     waiting: Vec<(Stamp, Stack)>,
+    /// After a failure, samples wait again: since boot.
+    not_before_us: u64,
 }
 
 impl UsageDb {
@@ -82,6 +84,7 @@ impl UsageDb {
             path: directory.join(FILE_NAME),
             bytes_max,
             waiting: Vec::new(),
+            not_before_us: 0,
         };
         usage.mending(|usage| {
             let mut db = usage.connect()?;
@@ -105,19 +108,21 @@ impl UsageDb {
         let excess = self.waiting.len().saturating_sub(WAITING_MAX);
         self.waiting.drain(..excess);
         let matters = told.iter().any(|stack| !matches!(stack, Stack::Radio(_)));
-        let is_due = self
-            .due_us()
-            .is_some_and(|due_us| due_us <= stamp.mono_us || self.waiting.len() >= SAMPLES_MAX);
-        match matters || is_due {
-            true => self.write(),
-            false => Ok(()),
+        let is_full = self.waiting.len() >= SAMPLES_MAX && self.not_before_us <= stamp.mono_us;
+        let is_due = is_full || self.due_us().is_some_and(|due_us| due_us <= stamp.mono_us);
+        if !matters && !is_due {
+            return Ok(());
         }
+        self.write().inspect_err(|_| {
+            self.not_before_us = stamp.mono_us.saturating_add(SAMPLES_WAIT_US);
+        })
     }
 
     /// When what waits should be [written](Self::write), since boot.
     pub(crate) fn due_us(&self) -> Option<u64> {
         let (stamp, _) = self.waiting.first()?;
-        Some(stamp.mono_us.saturating_add(SAMPLES_WAIT_US))
+        let due_us = stamp.mono_us.saturating_add(SAMPLES_WAIT_US);
+        Some(due_us.max(self.not_before_us))
     }
 
     /// Writes what waits. Blocks.

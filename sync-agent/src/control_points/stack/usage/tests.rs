@@ -228,6 +228,32 @@ fn a_damaged_file_is_put_aside_whenever_it_is_found() {
     assert!(rows(directory.path(), "SELECT name FROM call").is_empty());
 }
 
+/// Else whoever writes when it is due would do nothing else.
+#[test]
+fn what_cannot_be_written_waits_and_is_not_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut usage = UsageDb::open(directory.path()).unwrap();
+    let path = directory.path().join(FILE_NAME);
+    std::fs::rename(&path, directory.path().join("elsewhere")).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    usage
+        .record(at(1), &[radio(Registration::Home, "26201", 1, 50)])
+        .unwrap();
+    for _ in 0..3 {
+        let due_us = usage.due_us().unwrap();
+        let second = i64::try_from(due_us).unwrap() / SECOND;
+        assert!(usage.record(at(second), &[]).is_err());
+        assert_eq!(usage.due_us(), Some(due_us + SAMPLES_WAIT_US));
+    }
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(directory.path().join("elsewhere"), &path).unwrap();
+    usage
+        .record(at(300), &[call("c", CallState::Dialing, false)])
+        .unwrap();
+    let sql = "SELECT name || mcc FROM call JOIN radio ON radio.id = start_radio";
+    assert_eq!(rows(directory.path(), sql), ["c262"]);
+}
+
 #[test]
 fn a_later_version_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
