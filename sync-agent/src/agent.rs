@@ -10,6 +10,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::control_points::files::{FilesError, FilesThread, Request};
 use crate::control_points::mmi::{self, MmiThread};
+use crate::control_points::stack::StackThread;
 use crate::identity::{Identity, IdentityError};
 use crate::journal::{Draft, Journal, JournalError, JournalThread, Origination};
 use crate::link::{self, LinkError};
@@ -24,6 +25,8 @@ pub enum AgentError {
     Files(#[source] FilesFailure),
     #[error("the input control point")]
     Mmi(#[source] std::io::Error),
+    #[error("the stack control point")]
+    Stack(#[source] std::io::Error),
     #[error("the link to the appliance")]
     Link(#[source] LinkFailure),
 }
@@ -68,6 +71,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     let (scope, mmi_off) = link::rules_in_force(&mut journal, &config.scope)?;
     report_start(&mut journal, &origination);
     let (journal, journal_thread) = JournalThread::start(journal);
+    // Before files are read: the usage database is one.
+    let stack_thread = StackThread::start(journal.clone(), &config.usage, config.bus.clone())
+        .map_err(AgentError::Stack)?;
     let reason = if origination == Origination::Resumed {
         "start"
     } else {
@@ -98,6 +104,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     if drive_task.await.is_err() {
         tracing::error!("the drive task panicked");
     }
+    stack_thread.join();
     mmi.stop();
     files.send(Request::Stop);
     mmi_thread.join();

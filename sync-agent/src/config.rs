@@ -14,6 +14,7 @@ use sync_protocol::path::PhonePath;
 use sync_protocol::scope::{Scope, ScopeError};
 use sync_protocol::wire::DeviceInfo;
 
+use crate::control_points::stack::usage::JOURNAL_FILE_NAME;
 use crate::journal::Limits;
 
 /// Everything the agent needs to know, checked.
@@ -32,6 +33,10 @@ pub struct Config {
     pub journal: Limits,
     /// Where input devices appear.
     pub input_devices: PathBuf,
+    /// Where the usage database is kept; always among the roots.
+    pub usage: PathBuf,
+    /// D-Bus address of the bus that ModemManager is on; none: the system's.
+    pub bus: Option<String>,
     /// Told to the phone's shell while an operator drives.
     pub lease_file: PathBuf,
 }
@@ -89,6 +94,12 @@ pub struct Flags {
     /// Keys, certificate and journal are kept here.
     #[arg(long, env = "POLLUX_STATE")]
     pub state: Option<PathBuf>,
+    /// The database of calls, messages and cells is kept in this directory.
+    #[arg(long, env = "POLLUX_USAGE")]
+    pub usage: Option<PathBuf>,
+    /// D-Bus address of the bus that ModemManager is on; the system's if absent.
+    #[arg(long, env = "POLLUX_BUS")]
+    pub bus: Option<String>,
     /// Largest size of the journal in MiB.
     #[arg(long, env = "POLLUX_JOURNAL_MIB")]
     pub journal_mib: Option<u64>,
@@ -117,6 +128,8 @@ struct ConfigFile {
     #[serde(default)]
     excludes: Vec<PathBuf>,
     state: Option<PathBuf>,
+    usage: Option<PathBuf>,
+    bus: Option<String>,
     journal_mib: Option<u64>,
 }
 
@@ -144,6 +157,7 @@ struct ImageExclude {
 
 const DEFAULT_ROOT: &str = "/home/user";
 const DEFAULT_STATE: &str = "/var/lib/pollux-agent";
+const DEFAULT_USAGE: &str = "/var/lib/pollux-usage";
 const DEFAULT_JOURNAL_MIB: u64 = 512;
 const SMALLEST_JOURNAL_MIB: u64 = 16;
 
@@ -200,13 +214,17 @@ impl Config {
             .state
             .or(file.state)
             .unwrap_or_else(|| DEFAULT_STATE.into());
+        let usage = flags
+            .usage
+            .or(file.usage)
+            .unwrap_or_else(|| DEFAULT_USAGE.into());
         let image_excludes = image.sync.exclude.into_iter().map(|exclude| exclude.path);
         let excludes = flags
             .excludes
             .into_iter()
             .chain(file.excludes)
             .chain(image_excludes)
-            .chain([state.clone()]);
+            .chain([state.clone(), usage.join(JOURNAL_FILE_NAME)]);
         let roots = [
             flags.roots,
             file.roots,
@@ -217,6 +235,7 @@ impl Config {
             .into_iter()
             .find(|roots| !roots.is_empty())
             .unwrap_or_default();
+        let roots = roots.into_iter().chain([usage.clone()]);
         Ok(Self {
             appliance: check_appliance(appliance)?,
             ca_fingerprint: parse_fingerprint(&ca)?,
@@ -230,6 +249,8 @@ impl Config {
             state,
             journal: Limits::new(journal_mib * 1024 * 1024),
             input_devices: "/dev/input".into(),
+            usage,
+            bus: flags.bus.or(file.bus),
             lease_file: "/run/pollux/lease".into(),
         })
     }
@@ -347,7 +368,10 @@ mod tests {
             (config.device.serial.as_str(), config.device.image.as_str()),
             ("S1", "handset-arm64")
         );
-        assert_eq!(config.scope.roots().len(), 2);
+        let usage = |name: &str| PhonePath::new(format!("/var/lib/pollux-usage/{name}")).unwrap();
+        assert_eq!(config.scope.roots().len(), 3);
+        assert!(config.scope.contains(&usage("usage.db")));
+        assert!(!config.scope.contains(&usage("usage.db-journal")));
         assert!(
             !config
                 .scope

@@ -1,12 +1,12 @@
-//! The agent on the phone: captures input and file operations, keeps them in a journal until the appliance has them for
+//! The agent on the phone: captures input, file operations and what its modems do, keeps them in a journal until the appliance has them for
 //! good, and does on the phone what an operator did on its twin.
 //!
 //! Data flows one way: control points append to the [`journal`], the [`link`] sends what is there and trims what was
 //! acknowledged. Commands come back over the link and are carried out by [`apply`]. [`agent`] is the only wiring.
 //!
 //! Promises: an event that was journalled is sent until it is acknowledged, once, in order, whatever breaks; what
-//! happened to files while the agent was down or could not write is found by a scan. Leaves out: stack and port control
-//! points, extended attributes, hard links as such, special files.
+//! happened to files while the agent was down or could not write is found by a scan. Leaves out: the port control
+//! point, traffic, extended attributes, hard links as such, special files.
 
 pub mod agent;
 mod apply;

@@ -218,7 +218,7 @@ export interface LogEvent {
   position: number;
   at: string;
   origin: 'phone' | 'helpdesk';
-  kind: 'mmi' | 'file' | 'control' | 'command' | 'outcome';
+  kind: 'mmi' | 'file' | 'control' | 'stack' | 'command' | 'outcome';
   summary: string;
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use store::PhoneId;
 use sync_protocol::PhonePath;
 use sync_protocol::event::{Content, Event, FileOp, Kind, Origin};
+use sync_protocol::stack::{CallState, Direction, Stack, technology_name};
 
 use super::Services;
 use super::error::{ApiResult, Query, blocking};
@@ -129,6 +130,8 @@ pub(super) enum EventKind {
     File,
     /// The agent about itself.
     Control,
+    /// What the phone's modems did: network, calls, messages.
+    Stack,
     /// What the appliance asked of the phone.
     Command,
     /// What became of it.
@@ -215,6 +218,10 @@ fn describe(kind: &Kind) -> (EventKind, String, serde_json::Value) {
             }
             (EventKind::Control, summary, json!({"control": name, "text": control.text, "count": control.count}))
         }
+        Kind::Stack(stack) => {
+            let (summary, detail) = describe_stack(stack);
+            (EventKind::Stack, summary, detail)
+        }
         Kind::Issued(command) => {
             let summary = crate::commands::describe(command);
             (EventKind::Command, summary, json!({"command_id": command.id}))
@@ -226,6 +233,47 @@ fn describe(kind: &Kind) -> (EventKind, String, serde_json::Value) {
                 text => format!("command {}: {status}: {text}", result.command_id),
             };
             (EventKind::Outcome, summary, json!({"command_id": result.command_id, "status": status}))
+        }
+    }
+}
+
+fn describe_stack(stack: &Stack) -> (String, serde_json::Value) {
+    use serde_json::json;
+    let name = |name: &str, prefix: &str| name.trim_start_matches(prefix).to_lowercase();
+    let way = |direction: Direction| if direction == Direction::In { "from" } else { "to" };
+    let party = |party: &str| if party.is_empty() { "a withheld number".to_owned() } else { party.to_owned() };
+    match stack {
+        Stack::Radio(radio) => {
+            let registration = name(radio.registration.as_str_name(), "REGISTRATION_");
+            let technology = technology_name(radio.technologies);
+            let network = [radio.operator_name.as_str(), technology].join(" ");
+            let summary = match network.trim() {
+                "" => format!("network: {registration}"),
+                network => format!("network: {registration}, {network}, signal {} %", radio.signal_percent),
+            };
+            let tower = json!({"lac": radio.tower.lac, "tac": radio.tower.tac, "cell": radio.tower.cell});
+            let detail = json!({"stack": "radio", "registration": registration, "mcc": radio.mcc(), "mnc": radio.mnc(),
+                "operator": radio.operator_name, "technology": technology, "signal_percent": radio.signal_percent, "tower": tower});
+            (summary, detail)
+        }
+        Stack::Call(call) => {
+            let state = name(call.state.as_str_name(), "CALL_STATE_");
+            let end = (call.state == CallState::Ended).then(|| name(call.end.as_str_name(), "CALL_END_").replace('_', " "));
+            let how = match &end {
+                _ if call.dropped => ": dropped".to_owned(),
+                Some(end) if end != "unspecified" => format!(": {end}"),
+                _ => String::new(),
+            };
+            let summary = format!("call {} {}: {state}{how}", way(call.direction), party(&call.party));
+            let detail = json!({"stack": "call", "call": call.call, "direction": way(call.direction), "party": call.party,
+                "state": state, "end": end, "dropped": call.dropped});
+            (summary, detail)
+        }
+        Stack::Message(message) => {
+            let summary = format!("message {} {} ({} bytes)", way(message.direction), party(&message.party), message.size_bytes);
+            let detail = json!({"stack": "message", "direction": way(message.direction), "party": message.party,
+                "size_bytes": message.size_bytes, "network_time": message.network_time});
+            (summary, detail)
         }
     }
 }

@@ -7,7 +7,7 @@
 //! -- chart: bar minutes by person, carrier     kind, measures, and what labels them
 //! -- records: calls by person, carrier         a row's records: those of the table that agree in these columns
 //! ```
-//! It sees the tables `calls` and `messages` (the columns of [`Kind::schema`] and, from the directory of phones,
+//! It sees the tables `calls` and `messages` (the columns of [`Kind::schema`] less `told_twice`, and, from the directory of phones,
 //! `person`, `department`, `carrier`) and the parameters `$from` and `$to` (the period asked for, `$to` excluded) and
 //! `$prior` (the start of the period of equal length before). It can only read.
 
@@ -255,9 +255,14 @@ async fn context(facts: &FactStore, phones: &[PhoneEntry]) -> Result<SessionCont
         let options = ParquetReadOptions::default().schema(&schema);
         let dir = facts.table_dir(kind);
         context.register_parquet(format!("{name}_facts"), dir.to_string_lossy(), options).await?;
+        // A call that two databases told of is counted once.
+        let (but, once) = match kind {
+            Kind::Calls => ("EXCEPT (told_twice)", "WHERE f.told_twice IS NOT TRUE"),
+            Kind::Messages => ("", ""),
+        };
         let joined = format!(
-            "CREATE VIEW {name} AS SELECT f.*, coalesce(p.person, '') AS person, coalesce(p.department, '') AS department, \
-             coalesce(p.carrier, '') AS carrier FROM {name}_facts f LEFT JOIN phones p ON f.phone = p.phone"
+            "CREATE VIEW {name} AS SELECT f.* {but}, coalesce(p.person, '') AS person, coalesce(p.department, '') AS department, \
+             coalesce(p.carrier, '') AS carrier FROM {name}_facts f LEFT JOIN phones p ON f.phone = p.phone {once}"
         );
         context.sql(&joined).await?.collect().await?;
     }

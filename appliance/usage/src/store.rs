@@ -10,14 +10,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array};
 use datafusion::arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType, UInt64Type};
 use datafusion::arrow::error::ArrowError;
 use datafusion::parquet::arrow::ArrowWriter;
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use datafusion::parquet::errors::ParquetError;
 
-use crate::fact::{Call, Direction, Fact, Message, Provenance};
+use crate::fact::{self, Call, Direction, Fact, Message, Network, Provenance};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -63,6 +63,14 @@ impl Kind {
                 Field::new("answered", time(), true),
                 Field::new("ended", time(), true),
                 Field::new("duration_s", DataType::Float64, false),
+                // From here on: since the agent keeps a usage database. Null where it is not the source.
+                Field::new("dropped", DataType::Boolean, true),
+                Field::new("roaming", DataType::Boolean, true),
+                Field::new("operator", DataType::Utf8, true),
+                Field::new("technology", DataType::Utf8, true),
+                Field::new("tower", DataType::Utf8, true),
+                Field::new("signal_pct", DataType::Int64, true),
+                Field::new("told_twice", DataType::Boolean, true),
             ],
             Kind::Messages => vec![Field::new("at", time(), false), Field::new("size_bytes", DataType::Int64, false)],
         };
@@ -131,13 +139,14 @@ impl FactStore {
         let mut known: BTreeMap<Key, R> = read::<R>(phone, &path)?.into_iter().map(|r| (r.key(), r)).collect();
         let mut changed = 0;
         for record in found {
-            let same = known.get(&record.key()).is_some_and(|old| old.same_but_position(&record));
+            let same = known.get(&record.key()).is_some_and(|old| old.same_as_found(&record));
             if !same {
                 known.insert(record.key(), record);
                 changed += 1;
             }
         }
         if changed > 0 {
+            R::compare(known.values_mut());
             write(phone, &path, known.into_values().collect())?;
         }
         Ok(changed)
@@ -153,16 +162,26 @@ trait Record: Sized + Clone + PartialEq {
     /// The columns after the common ones, in the order of the schema.
     fn columns(records: &[Self]) -> Vec<ArrayRef>;
     fn from_row(batch: &RecordBatch, row: usize, common: (Direction, String, Provenance)) -> Self;
+    /// Looks at all of a phone's records together, after some have changed.
+    fn compare<'a>(_all: impl Iterator<Item = &'a mut Self>)
+    where
+        Self: 'a,
+    {
+    }
+    /// Gives `found` what it has by having been seen before, or with others.
+    fn take_over(&self, found: &mut Self) {
+        found.provenance_mut().position = self.common().2.position;
+    }
 
     fn key(&self) -> Key {
         let from = self.common().2;
         (from.path.clone(), from.row, self.time_us())
     }
 
-    fn same_but_position(&self, other: &Self) -> bool {
-        let mut other = other.clone();
-        other.provenance_mut().position = self.common().2.position;
-        *self == other
+    fn same_as_found(&self, found: &Self) -> bool {
+        let mut found = found.clone();
+        self.take_over(&mut found);
+        *self == found
     }
 }
 
@@ -182,12 +201,31 @@ impl Record for Call {
     }
 
     fn columns(calls: &[Call]) -> Vec<ArrayRef> {
+        let network = |of: fn(&Network) -> &str| {
+            Arc::new(calls.iter().map(|c| c.network.as_ref().map(of)).collect::<StringArray>()) as ArrayRef
+        };
         vec![
             Arc::new(TimestampMicrosecondArray::from_iter_values(calls.iter().map(|c| c.started_us))),
             Arc::new(TimestampMicrosecondArray::from_iter(calls.iter().map(|c| c.answered_us))),
             Arc::new(TimestampMicrosecondArray::from_iter(calls.iter().map(|c| c.ended_us))),
             Arc::new(Float64Array::from_iter_values(calls.iter().map(Call::duration_s))),
+            Arc::new(calls.iter().map(|c| c.network.as_ref().map(|n| n.dropped)).collect::<BooleanArray>()),
+            Arc::new(calls.iter().map(|c| c.network.as_ref().map(|n| n.roaming)).collect::<BooleanArray>()),
+            network(|n| &n.operator),
+            network(|n| &n.technology),
+            network(|n| &n.tower),
+            Arc::new(calls.iter().map(|c| c.network.as_ref().and_then(|n| n.signal_percent)).collect::<Int64Array>()),
+            Arc::new(calls.iter().map(|c| Some(c.is_told_twice)).collect::<BooleanArray>()),
         ]
+    }
+
+    fn compare<'a>(all: impl Iterator<Item = &'a mut Call>) {
+        fact::mark_told_twice(&mut all.collect::<Vec<_>>());
+    }
+
+    fn take_over(&self, found: &mut Call) {
+        found.from.position = self.from.position;
+        found.is_told_twice = self.is_told_twice;
     }
 
     fn from_row(batch: &RecordBatch, row: usize, (direction, party, from): (Direction, String, Provenance)) -> Call {
@@ -195,7 +233,24 @@ impl Record for Call {
             let column = batch.column(column).as_primitive::<TimestampMicrosecondType>();
             column.is_valid(row).then(|| column.value(row))
         };
-        Call { direction, party, started_us: time(6).unwrap_or_default(), answered_us: time(7), ended_us: time(8), from }
+        let truth = |column: usize| {
+            let column = batch.columns().get(column)?.as_boolean();
+            column.is_valid(row).then(|| column.value(row))
+        };
+        let network = truth(10).map(|dropped| {
+            let text = |column: usize| batch.column(column).as_string::<i32>().value(row).to_owned();
+            let signal = batch.column(15).as_primitive::<Int64Type>();
+            Network {
+                dropped,
+                roaming: truth(11).unwrap_or_default(),
+                operator: text(12),
+                technology: text(13),
+                tower: text(14),
+                signal_percent: signal.is_valid(row).then(|| signal.value(row)),
+            }
+        });
+        let (started_us, is_told_twice) = (time(6).unwrap_or_default(), truth(16).unwrap_or_default());
+        Call { direction, party, started_us, answered_us: time(7), ended_us: time(8), network, is_told_twice, from }
     }
 }
 
@@ -241,13 +296,19 @@ fn read<R: Record>(phone: &str, path: &Path) -> Result<Vec<R>, StoreError> {
     let mut records = Vec::new();
     for batch in reader {
         let batch = batch?;
-        if batch.schema().fields() != R::KIND.schema().fields() {
+        if !is_of_this_or_an_earlier_version(&batch.schema(), &R::KIND.schema()) {
             let reason = ParquetError::General("its columns are of another version".into());
             return Err(damaged(reason));
         }
         records.extend((0..batch.num_rows()).map(|row| R::from_row(&batch, row, common(&batch, row))));
     }
     Ok(records)
+}
+
+/// Columns are only ever added, at the end, and are null where they were not known.
+fn is_of_this_or_an_earlier_version(found: &Schema, current: &Schema) -> bool {
+    let (found, current) = (found.fields(), current.fields());
+    current.get(..found.len()) == Some(&found[..]) && current[found.len()..].iter().all(|added| added.is_nullable())
 }
 
 fn common(batch: &RecordBatch, row: usize) -> (Direction, String, Provenance) {

@@ -9,6 +9,7 @@ use usage::store::FactStore;
 
 const RECORDS_DB: &[u8] = b"/home/user/.local/share/calls/records.db";
 const CHATTY_DB: &[u8] = b"/home/user/.purple/chatty/db/chatty-history.db";
+const USAGE_DB: &[u8] = b"/var/lib/pollux-usage/usage.db";
 const DAY_US: i64 = 86_400_000_000;
 /// 2026-11-01T00:00:00Z
 const NOVEMBER_US: i64 = 1_793_491_200_000_000;
@@ -16,6 +17,9 @@ const NOVEMBER_US: i64 = 1_793_491_200_000_000;
 const CALLS_SCHEMA: &str = "CREATE TABLE calls (id INTEGER PRIMARY KEY, target TEXT, inbound INTEGER, start TEXT, answered TEXT, \"end\" TEXT)";
 const CHATTY_SCHEMA: &str = "CREATE TABLE threads (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
     CREATE TABLE messages (id INTEGER PRIMARY KEY, thread_id INTEGER, body TEXT, direction INTEGER, time INTEGER, status INTEGER)";
+
+/// As the agent makes it.
+const USAGE_SCHEMA: &str = include_str!("../../../sync-agent/src/control_points/stack/usage/version-1.sql");
 
 /// The files of a database that `fill` has written, as a phone's flash would hold them.
 fn database(path: &[u8], position: u64, fill: impl FnOnce(&Connection)) -> Database {
@@ -43,7 +47,9 @@ fn changed_files_find_their_inspector_and_database() {
     assert_eq!(inspector_of(RECORDS_DB), Some((Inspector::GnomeCalls, RECORDS_DB)));
     let journal = [CHATTY_DB, b"-wal"].concat();
     assert_eq!(inspector_of(&journal), Some((Inspector::Chatty, CHATTY_DB)));
+    assert_eq!(inspector_of(USAGE_DB), Some((Inspector::Pollux, USAGE_DB)));
     assert_eq!(inspector_of(b"/home/user/Notes/records.db"), None);
+    assert_eq!(inspector_of(b"/home/user/usage.db"), None);
 }
 
 #[test]
@@ -108,6 +114,118 @@ fn facts_outlive_their_rows_and_change_with_them() {
     let table = run(&store, "calls_by_person_and_carrier", november());
     assert_eq!(table.rows.len(), 1);
     assert!(store.record("../p1", &ended).is_err());
+}
+
+/// The agent's own records: party, incoming, seconds into November at which the call started, was answered, ended; dropped.
+fn usage_log(rows: &[(&str, bool, i64, Option<i64>, Option<i64>, bool)]) -> Database {
+    database(USAGE_DB, 9, |db| {
+        db.execute_batch(USAGE_SCHEMA).unwrap();
+        let radio = "INSERT INTO radio VALUES (4, 'm', 0, NULL, 'roaming', '208', '01', 'Orange F', '4G', 0, 11009, 11259375)";
+        db.execute(radio, []).unwrap();
+        for (number, (party, incoming, start, answered, end, dropped)) in rows.iter().enumerate() {
+            let us = |second: i64| NOVEMBER_US + second * 1_000_000;
+            let sql = "INSERT INTO call (name, modem, direction, party, started_us, answered_us, ended_us, state, dropped,
+                start_radio, start_percent) VALUES (?1, 'm', ?2, ?3, ?4, ?5, ?6, 'ended', ?7, 4, 61)";
+            let direction = if *incoming { "in" } else { "out" };
+            let name = number.to_string();
+            let values = rusqlite::params![name, direction, party, us(*start), answered.map(us), end.map(us), dropped];
+            db.execute(sql, values).unwrap();
+        }
+    })
+}
+
+#[test]
+fn the_agents_own_records_tell_of_the_network() {
+    let log = usage_log(&[("+33612345678", false, 60, Some(65), Some(95), true)]);
+    let facts = Inspector::Pollux.inspect(&log).unwrap();
+    let [Fact::Call(call)] = &facts[..] else { panic!("{facts:?}") };
+    assert_eq!((call.direction, call.party.as_str(), call.duration_s()), (Direction::Out, "+33612345678", 30.0));
+    let network = call.network.as_ref().unwrap();
+    assert_eq!((network.dropped, network.roaming, network.signal_percent), (true, true, Some(61)));
+    assert_eq!((network.tower.as_str(), network.technology.as_str()), ("208-01-11009-11259375", "4G"));
+    let made = database(USAGE_DB, 1, |db| db.pragma_update(None, "page_size", 4096).unwrap());
+    assert_eq!(Inspector::Pollux.inspect(&made).unwrap(), []);
+}
+
+#[test]
+fn a_call_that_two_databases_tell_of_counts_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FactStore::open(dir.path()).unwrap();
+    let at = |second: i64| format!("2026-11-01T00:{:02}:{:02}Z", second / 60, second % 60);
+    let (first, redialled, ended) = (at(61), at(68), at(98));
+    let calls = call_log(
+        5,
+        &[
+            // The same number twice within seconds: each is matched with its own.
+            ("0612345678", false, &first, None, Some(&redialled)),
+            ("0612345678", false, &redialled, Some(&redialled), Some(&ended)),
+            // The same time, but another number, another direction; another time.
+            ("0699999999", false, &first, None, None),
+            ("0612345678", true, &first, None, None),
+            ("0612345678", false, "2026-11-02T00:01:01Z", None, None),
+        ],
+    );
+    let agents = [
+        ("+33612345678", false, 60, None, Some(66), false),
+        ("+33612345678", false, 67, Some(70), Some(98), true),
+        // It never saw the end of this one, and the telephone's application did.
+        ("", true, 200, None, None, false),
+    ];
+    let withheld = call_log(6, &[("", true, &at(201), Some(&at(203)), Some(&at(233)))]);
+    let withheld = Database { path: [b"/other", RECORDS_DB].concat(), ..withheld };
+    // Whichever comes first.
+    store.record("p1", &Inspector::GnomeCalls.inspect(&calls).unwrap()).unwrap();
+    let own = Inspector::Pollux.inspect(&usage_log(&agents)).unwrap();
+    assert_eq!(store.record("p1", &own).unwrap(), 3);
+    assert_eq!(store.record("p1", &own).unwrap(), 0, "nothing new");
+    store.record("p1", &Inspector::GnomeCalls.inspect(&withheld).unwrap()).unwrap();
+
+    let catalog = Catalog::built_in();
+    let report = catalog.report("calls_by_person_and_carrier").unwrap();
+    let key = [("person".to_owned(), "Ada".to_owned()), ("carrier".to_owned(), "Telekom".to_owned())];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let found = runtime.block_on(report.records(&store, &phones(), november(), "calls", &key)).unwrap();
+    let mut told: Vec<String> = (0..found.rows.len())
+        .map(|index| row(&found, index))
+        .map(|call| format!("{} {} {} {}", call["party"], call["started"], call["dropped"], call["tower"]))
+        .collect();
+    told.sort();
+    let tower = "\"208-01-11009-11259375\"";
+    let expected = [
+        "\"\" \"2026-11-01T00:03:21Z\" null null".to_owned(),
+        format!("\"+33612345678\" \"2026-11-01T00:01:00Z\" false {tower}"),
+        format!("\"+33612345678\" \"2026-11-01T00:01:07Z\" true {tower}"),
+        "\"0612345678\" \"2026-11-01T00:01:01Z\" null null".to_owned(),
+        "\"0612345678\" \"2026-11-02T00:01:01Z\" null null".to_owned(),
+        "\"0699999999\" \"2026-11-01T00:01:01Z\" null null".to_owned(),
+    ];
+    assert_eq!(told, expected);
+    let table = run(&store, "calls_by_person_and_carrier", november());
+    assert_eq!(row(&table, 0)["calls"], json!(6));
+}
+
+/// Facts are kept for years: those of before calls had networks are read on, beside new ones.
+#[test]
+fn facts_of_an_earlier_version_are_read() {
+    use datafusion::parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
+    let dir = tempfile::tempdir().unwrap();
+    let store = FactStore::open(dir.path()).unwrap();
+    let start = "2026-11-02T10:00:00Z";
+    let old = Inspector::GnomeCalls.inspect(&call_log(1, &[("110", false, start, Some(start), None)])).unwrap();
+    store.record("p1", &old).unwrap();
+    let path = dir.path().join("calls/p1.parquet");
+    let file = std::fs::File::open(&path).unwrap();
+    let batch = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap().next().unwrap().unwrap();
+    let earlier = batch.project(&(0..10).collect::<Vec<_>>()).unwrap();
+    assert_eq!(earlier.schema().field(9).name(), "duration_s");
+    let mut writer = ArrowWriter::try_new(std::fs::File::create(&path).unwrap(), earlier.schema(), None).unwrap();
+    writer.write(&earlier).unwrap();
+    writer.close().unwrap();
+
+    assert_eq!(row(&run(&store, "calls_by_person_and_carrier", november()), 0)["calls"], json!(1));
+    let new = Inspector::Pollux.inspect(&usage_log(&[("112", false, 60, None, None, false)])).unwrap();
+    assert_eq!(store.record("p1", &new).unwrap(), 1);
+    assert_eq!(row(&run(&store, "calls_by_person_and_carrier", november()), 0)["calls"], json!(2));
 }
 
 fn november() -> Period {

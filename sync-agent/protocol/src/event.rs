@@ -12,6 +12,7 @@ use crate::limits::{
     TEXT_BYTES_MAX,
 };
 use crate::path::{PathError, PhonePath};
+use crate::stack::Stack;
 use crate::tree::{self, Entry, FileKind};
 use crate::wire;
 
@@ -34,6 +35,7 @@ pub enum Kind {
     Mmi(Frame),
     File(FileChange),
     Control(Control),
+    Stack(Stack),
     /// A command that the appliance gave: only in its own log.
     Issued(wire::Command),
     /// What became of one: only in the appliance's own log.
@@ -195,6 +197,7 @@ impl TryFrom<wire::Event> for Event {
             wire::event::Kind::Mmi(mmi) => Kind::Mmi(mmi.try_into()?),
             wire::event::Kind::File(change) => Kind::File(change.try_into()?),
             wire::event::Kind::Control(control) => Kind::Control(control.try_into()?),
+            wire::event::Kind::Stack(stack) => Kind::Stack(stack.try_into()?),
             wire::event::Kind::Issued(command) => Kind::Issued(command),
             wire::event::Kind::Outcome(result) => Kind::Outcome(result),
         };
@@ -214,6 +217,7 @@ impl From<Event> for wire::Event {
             Kind::Mmi(frame) => wire::event::Kind::Mmi(frame.into()),
             Kind::File(change) => wire::event::Kind::File(change.into()),
             Kind::Control(control) => wire::event::Kind::Control(control.into()),
+            Kind::Stack(stack) => wire::event::Kind::Stack(stack.into()),
             Kind::Issued(command) => wire::event::Kind::Issued(command),
             Kind::Outcome(result) => wire::event::Kind::Outcome(result),
         };

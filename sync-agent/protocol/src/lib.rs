@@ -19,6 +19,7 @@ pub mod limits;
 pub mod path;
 pub mod scope;
 pub mod seat;
+pub mod stack;
 pub mod tree;
 
 pub use hash::Hash;

@@ -48,3 +48,14 @@ pub const CLAIM_BYTES_MAX: usize = 256;
 pub const CSR_BYTES_MAX: usize = 8 * 1024;
 /// Roots, and excludes, in one set of rules.
 pub const SCOPE_PATHS_MAX: usize = 1024;
+
+/// The name of a modem: ModemManager's device identifiers have 40.
+pub const MODEM_BYTES_MAX: usize = 64;
+/// The name of a call.
+pub const CALL_NAME_BYTES_MAX: usize = 128;
+/// The other party of a call or message: twenty digits (3GPP TS 24.008, 10.5.4.7), or a name of eleven characters.
+pub const PARTY_BYTES_MAX: usize = 64;
+/// What a network calls itself (3GPP TS 27.007, +COPS: 16 characters).
+pub const OPERATOR_NAME_BYTES_MAX: usize = 64;
+/// An ISO 8601 time stamp.
+pub const NETWORK_TIME_BYTES_MAX: usize = 32;

@@ -107,8 +107,10 @@ impl Phone {
             serial: Some("S1".into()),
             model: Some("test".into()),
             roots: vec![self.root()],
-            excludes: vec![self.root().join(".cache")],
+            excludes: vec![self.root().join(".cache"), self.root().join(".usage")],
             state: Some(self.state()),
+            usage: Some(self.root().join(".usage")),
+            bus: Some("unix:path=/nonexistent".into()),
             cmdline: "/nonexistent".into(),
             image_sync: "/nonexistent".into(),
             ..Flags::default()

@@ -17,6 +17,7 @@ const KINDS: Record<LogEvent['kind'], { label: string; badge: string; color: str
   mmi: { label: 'Keys and touches', badge: 'input', color: 'blue' },
   file: { label: 'Files', badge: 'file', color: 'teal' },
   control: { label: 'Agent', badge: 'agent', color: 'gray' },
+  stack: { label: 'Calls and network', badge: 'modem', color: 'orange' },
   command: { label: 'Commands', badge: 'command', color: 'grape' },
   outcome: { label: 'Outcomes', badge: 'outcome', color: 'grape' },
 };

@@ -77,6 +77,12 @@ const NAMES: Record<string, string> = {
   duration_s: 'Duration',
   size_bytes: 'Size',
   answered: 'Answered',
+  dropped: 'Dropped',
+  roaming: 'Roaming',
+  operator: 'Network',
+  technology: 'Technology',
+  tower: 'Tower',
+  signal_pct: 'Signal, %',
   person: 'Person',
   department: 'Department',
   carrier: 'Carrier',
@@ -131,6 +137,7 @@ function columnsOf(table: Table, phones: Phone[], me: Me): Column<Row>[] {
               </span>
             );
           default:
+            if (typeof cell === 'boolean') return cell ? 'yes' : 'no';
             return typeof cell === 'number' ? quantity(name, cell) : String(cell);
         }
       },

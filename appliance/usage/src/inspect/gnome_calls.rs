@@ -25,6 +25,8 @@ pub(super) fn facts(connection: &Connection, provenance: impl Fn(i64) -> Provena
             started_us: row.get(3)?,
             answered_us: row.get(4)?,
             ended_us: row.get(5)?,
+            network: None,
+            is_told_twice: false,
             from: provenance(row.get(0)?),
         }))
     })?;

@@ -5,6 +5,7 @@
 
 mod chatty;
 mod gnome_calls;
+mod pollux;
 
 use std::io::Write;
 
@@ -34,6 +35,8 @@ pub enum Inspector {
     GnomeCalls,
     /// Chatty's `chatty-history.db`.
     Chatty,
+    /// Our own agent's `usage.db`.
+    Pollux,
 }
 
 /// A database as it stood at one position: the main file and what belongs to it.
@@ -57,6 +60,7 @@ pub fn inspector_of(path: &[u8]) -> Option<(Inspector, &[u8])> {
     let inspector = match main {
         _ if main.ends_with(b"/.local/share/calls/records.db") => Inspector::GnomeCalls,
         _ if main.ends_with(b"/.purple/chatty/db/chatty-history.db") => Inspector::Chatty,
+        _ if main.ends_with(b"/pollux-usage/usage.db") => Inspector::Pollux,
         _ => return None,
     };
     Some((inspector, main))
@@ -79,6 +83,7 @@ impl Inspector {
         let facts = copy.open().and_then(|connection| match self {
             Inspector::GnomeCalls => gnome_calls::facts(&connection, provenance),
             Inspector::Chatty => chatty::facts(&connection, provenance),
+            Inspector::Pollux => pollux::facts(&connection, provenance),
         });
         facts.map_err(|e| InspectError::Damaged { path: path.clone(), what: self.name(), reason: e.to_string() })
     }
@@ -87,6 +92,7 @@ impl Inspector {
         match self {
             Inspector::GnomeCalls => "GNOME Calls",
             Inspector::Chatty => "Chatty",
+            Inspector::Pollux => "Pollux usage",
         }
     }
 }
