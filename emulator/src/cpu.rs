@@ -13,7 +13,7 @@ use unicorn_engine_sys::{Arm64CpuModel, BUILD_ID, RegisterARM64 as Register};
 use vmm::alarm::Alarm;
 use vmm::bus::Bus;
 use vmm::layout;
-use vmm::memory::{self, GuestRam};
+use vmm::memory::GuestRam;
 use vmm::vcpu::{IrqChip, Vcpu, VcpuError, VcpuExit, VcpuHandle, saved};
 
 use crate::engine::{Around, Engine, EngineError, Running, SystemRegister, Timer};
@@ -85,7 +85,6 @@ impl UnicornCpu {
         let surroundings = Surroundings {
             bus,
             irq_chip,
-            ram: ram.clone(),
             wiring: OnceCell::new(),
             clock: Cell::new(Clock::Stopped { elapsed_ns: 0 }),
             timer: Cell::new(Timer::default()),
@@ -178,7 +177,6 @@ impl Vcpu for UnicornCpu {
 struct Surroundings {
     bus: Arc<Bus>,
     irq_chip: Arc<dyn IrqChip>,
-    ram: GuestRam,
     /// Made after the engine, from its kick.
     wiring: OnceCell<Wiring>,
     clock: Cell<Clock>,
@@ -186,7 +184,7 @@ struct Surroundings {
     /// Level of the timer's interrupt line, as the distributor knows it.
     timer_line: Cell<bool>,
     lull: Lull,
-    /// Translated code is to be forgotten, and RAM that was only read.
+    /// Translated code is to be forgotten.
     forgetting: Cell<bool>,
     /// Why the run ends.
     exit: Cell<Option<VcpuExit>>,
@@ -250,7 +248,6 @@ impl Around for Surroundings {
         self.update_timer();
         if self.forgetting.replace(false) {
             cpu.forget();
-            memory::page_out(&self.ram);
         }
         let pending = self.wiring().handle.take();
         for (address, len) in pending.written {
