@@ -7,7 +7,6 @@
 
 use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
-use std::time::Duration;
 
 use unicorn_engine_sys::{Arm64CpuModel, BUILD_ID, RegisterARM64 as Register};
 use vmm::alarm::Alarm;
@@ -18,7 +17,6 @@ use vmm::vcpu::{IrqChip, Vcpu, VcpuError, VcpuExit, VcpuHandle, saved};
 
 use crate::engine::{Around, Engine, EngineError, Running, SystemRegister, Timer};
 use crate::handle::Handle;
-use crate::lull::Lull;
 use crate::psci;
 use crate::timer::{Clock, Output, monotonic_ns};
 
@@ -89,8 +87,6 @@ impl UnicornCpu {
             clock: Cell::new(Clock::Stopped { elapsed_ns: 0 }),
             timer: Cell::new(Timer::default()),
             timer_line: Cell::new(false),
-            lull: Lull::default(),
-            forgetting: Cell::new(false),
             exit: Cell::new(None),
         };
         let engine = Engine::new(config.model.for_engine(), tcg_buffer_bytes, ram, layout::MMIO, surroundings)?;
@@ -183,9 +179,6 @@ struct Surroundings {
     timer: Cell<Timer>,
     /// Level of the timer's interrupt line, as the distributor knows it.
     timer_line: Cell<bool>,
-    lull: Lull,
-    /// Translated code is to be forgotten.
-    forgetting: Cell<bool>,
     /// Why the run ends.
     exit: Cell<Option<VcpuExit>>,
 }
@@ -246,9 +239,6 @@ impl Surroundings {
 impl Around for Surroundings {
     fn attend(&self, cpu: &Running<'_>) {
         self.update_timer();
-        if self.forgetting.replace(false) {
-            cpu.forget();
-        }
         let pending = self.wiring().handle.take();
         for (address, len) in pending.written {
             cpu.invalidate(address, len);
@@ -272,14 +262,7 @@ impl Around for Surroundings {
                 let (clock, origin_ns) = self.clock.get().put_forward(by);
                 self.set_clock(clock);
                 cpu.set_clock(origin_ns);
-                continue;
-            }
-            if self.lull.ends(cpu.code_bytes(), Duration::from_nanos(monotonic_ns().unsigned_abs()), || handle.rested()) {
-                // An idle CPU is still within translated code.
-                self.forgetting.set(true);
-                handle.attention();
-            }
-            if !handle.wait(output.delay()) {
+            } else if !handle.wait(output.delay()) {
                 break;
             }
         }

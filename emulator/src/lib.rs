@@ -8,7 +8,6 @@ pub mod config;
 pub mod cpu;
 mod engine;
 mod handle;
-mod lull;
 pub mod processor;
 mod psci;
 mod timer;
