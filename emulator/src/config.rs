@@ -14,6 +14,7 @@
 //!   "rfb_socket": "/…/rfb.sock",
 //!   "restore": null,
 //!   "base": null,
+//!   "base_on_stdin": false,
 //!   "verify": false,
 //!   "cage": "whole" }
 //! ```
@@ -22,7 +23,8 @@
 //! `image`, `control_socket` and `rfb_socket` must be there; the rest has the defaults that [`TwinConfig`] names. An unknown key is
 //! an error. The process listens on `control_socket` and `rfb_socket`, opens all files and connects to all other sockets when it
 //! starts. With `restore`, the machine begins as saved in that file, paused - with `base`, if it was saved as what differs from it;
-//! with `verify`, only after all RAM in that file was compared with its digest. `cage` is `whole`, or `partial` where the host does
+//! with `verify`, only after all RAM in that file was compared with its digest. With `base_on_stdin`, the base snapshot, which is `base` or,
+//! without one, `restore`, is not opened but already open as standard input, so that it can be a file in memory. `cage` is `whole`, or `partial` where the host does
 //! not permit all of it ([`crate::cage`]).
 
 use std::collections::HashSet;
@@ -87,6 +89,8 @@ pub struct TwinConfig {
     pub restore: Option<PathBuf>,
     #[serde(default)]
     pub base: Option<PathBuf>,
+    #[serde(default)]
+    pub base_on_stdin: bool,
     #[serde(default)]
     pub verify: bool,
     #[serde(default)]

@@ -7,16 +7,18 @@
 
 use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
+use std::time::Duration;
 
 use unicorn_engine_sys::{Arm64CpuModel, BUILD_ID, RegisterARM64 as Register};
 use vmm::alarm::Alarm;
 use vmm::bus::Bus;
 use vmm::layout;
-use vmm::memory::GuestRam;
+use vmm::memory::{self, GuestRam};
 use vmm::vcpu::{IrqChip, Vcpu, VcpuError, VcpuExit, VcpuHandle, saved};
 
 use crate::engine::{Around, Engine, EngineError, Running, SystemRegister, Timer};
 use crate::handle::Handle;
+use crate::lull::Lull;
 use crate::psci;
 use crate::timer::{Clock, Output, monotonic_ns};
 
@@ -83,10 +85,14 @@ impl UnicornCpu {
         let surroundings = Surroundings {
             bus,
             irq_chip,
+            ram: ram.clone(),
             wiring: OnceCell::new(),
             clock: Cell::new(Clock::Stopped { elapsed_ns: 0 }),
             timer: Cell::new(Timer::default()),
             timer_line: Cell::new(false),
+            lull: Lull::default(),
+            forgetting: Cell::new(false),
+            paged_out: Cell::new(false),
             exit: Cell::new(None),
         };
         let engine = Engine::new(config.model.for_engine(), tcg_buffer_bytes, ram, layout::MMIO, surroundings)?;
@@ -173,12 +179,18 @@ impl Vcpu for UnicornCpu {
 struct Surroundings {
     bus: Arc<Bus>,
     irq_chip: Arc<dyn IrqChip>,
+    ram: GuestRam,
     /// Made after the engine, from its kick.
     wiring: OnceCell<Wiring>,
     clock: Cell<Clock>,
     timer: Cell<Timer>,
     /// Level of the timer's interrupt line, as the distributor knows it.
     timer_line: Cell<bool>,
+    lull: Lull,
+    /// Translated code is to be forgotten, and RAM that was only read.
+    forgetting: Cell<bool>,
+    /// Such RAM is not in memory.
+    paged_out: Cell<bool>,
     /// Why the run ends.
     exit: Cell<Option<VcpuExit>>,
 }
@@ -239,6 +251,11 @@ impl Surroundings {
 impl Around for Surroundings {
     fn attend(&self, cpu: &Running<'_>) {
         self.update_timer();
+        if self.forgetting.replace(false) {
+            cpu.forget();
+            memory::page_out(&self.ram);
+            self.paged_out.set(true);
+        }
         let pending = self.wiring().handle.take();
         for (address, len) in pending.written {
             cpu.invalidate(address, len);
@@ -262,11 +279,22 @@ impl Around for Surroundings {
                 let (clock, origin_ns) = self.clock.get().put_forward(by);
                 self.set_clock(clock);
                 cpu.set_clock(origin_ns);
-            } else if !handle.wait(output.delay()) {
+                continue;
+            }
+            if self.lull.ends(cpu.code_bytes(), Duration::from_nanos(monotonic_ns().unsigned_abs()), || handle.rested()) {
+                // An idle CPU is still within translated code.
+                self.forgetting.set(true);
+                handle.attention();
+            }
+            if !handle.wait(output.delay()) {
                 break;
             }
         }
         self.update_timer();
+        // More than the ticks of an idle guest: somebody wants something of it.
+        if !self.timer_line.get() && self.paged_out.replace(false) {
+            memory::page_in(&self.ram);
+        }
     }
 
     fn firmware(&self, cpu: &Running<'_>, args: [u64; 4]) -> u64 {

@@ -7,6 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm::memory;
 
 use super::*;
+use crate::lull::Limits;
 
 const RAM_BYTES: u64 = 64 << 20;
 const CODE: u64 = layout::RAM_BASE;
@@ -308,6 +309,28 @@ fn idle_time_passes_at_once_from_timer_to_timer() {
     assert!(waited < EACH, "{waited:?}");
     assert!((2 * EACH + EACH / 2..3 * EACH).contains(&passed), "{passed:?}");
     assert_eq!(board.register(Register::X2), 3);
+}
+
+/// Fails without the engine's patch 0013.
+#[test]
+fn an_idle_guest_forgets_what_it_had_translated_and_goes_on() {
+    const BLOCKS: usize = 4000;
+    const NEXT: u32 = 0x14000001; // b .+4
+    const KEPT: usize = 100 << 10;
+    let run = |forgetful: bool| {
+        let mut board = board();
+        let program = [&[NEXT; BLOCKS], TIMER_IDLE].concat();
+        board.load(&program, &[(Register::X11, layout::COUNTER_HZ / 1000), (Register::X12, 20)]);
+        board.put(VECTORS + 0x280, TIMER_IRQ);
+        if forgetful {
+            board.cpu.engine.around().lull.limit(Limits { length: Duration::ZERO, work: 1, code_bytes: KEPT });
+        }
+        assert_eq!(board.cpu.run().unwrap(), VcpuExit::PowerOff);
+        assert_eq!(board.register(Register::X2), 20);
+        board.cpu.engine.code_bytes()
+    };
+    let (all, kept) = (run(false), run(true));
+    assert!(all > 2 * KEPT && kept < KEPT, "{all} bytes, {kept} bytes");
 }
 
 #[test]

@@ -180,6 +180,13 @@ impl<A: Around> Engine<A> {
         timer
     }
 
+    /// How much translated code there is.
+    #[cfg(test)]
+    pub(crate) fn code_bytes(&self) -> usize {
+        // SAFETY: the engine is open.
+        unsafe { sys::uc_machine_code_bytes(self.uc) }
+    }
+
     /// Times that the CPU has left translated code for the engine's main loop.
     #[cfg(test)]
     pub(crate) fn turns(&self) -> u64 {
@@ -244,6 +251,18 @@ impl Running<'_> {
     pub(crate) fn set_clock(&self, origin_ns: i64) {
         // SAFETY: as above; the engine reads it when the guest next reads its counter.
         unsafe { sys::uc_machine_set_clock(self.0, origin_ns) }
+    }
+
+    /// How much translated code there is.
+    pub(crate) fn code_bytes(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { sys::uc_machine_code_bytes(self.0) }
+    }
+
+    /// Drops all translated code, whose memory the host has back. Only in [`Around::attend`].
+    pub(crate) fn forget(&self) {
+        // SAFETY: as above; a CPU that attends is within no translated code.
+        unsafe { sys::uc_machine_forget(self.0) }
     }
 
     /// Ends the run before the next block.

@@ -132,6 +132,11 @@ impl Handle {
         !pending.stop
     }
 
+    /// How long the CPU has had nothing to do, all in all; what the host kept it from doing is not in it.
+    pub(crate) fn rested(&self) -> Duration {
+        self.lock().rested
+    }
+
     /// Has the CPU look at its timer.
     pub(crate) fn attention(&self) {
         self.kick.send();

@@ -8,6 +8,7 @@ pub mod config;
 pub mod cpu;
 mod engine;
 mod handle;
+mod lull;
 pub mod processor;
 mod psci;
 mod timer;

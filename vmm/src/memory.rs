@@ -95,6 +95,34 @@ pub(crate) fn overlay(ram: &GuestRam, file: &File, mut offset: u64, runs: &[Run]
     Ok(())
 }
 
+/// Has the host take back what it can read again from the files that RAM was mapped from, if no other machine shares it. Of what was written,
+/// only a host with swap space takes anything.
+pub fn page_out(ram: &GuestRam) {
+    advise(ram, libc::MADV_PAGEOUT);
+}
+
+/// Has the host begin to read what it took back, all of it at once: one page after the other, as the guest comes to it, would take a disk a
+/// hundred times as long.
+pub fn page_in(ram: &GuestRam) {
+    advise(ram, libc::MADV_WILLNEED);
+}
+
+fn advise(ram: &GuestRam, advice: libc::c_int) {
+    for region in ram.iter() {
+        // SAFETY: the range is that of a mapping of ours, whose contents this advice does not change.
+        let advised = unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) };
+        if advised != 0 {
+            // A kernel that does not know it: more memory, or more time, no more.
+            tracing::debug!(advice, error = %io::Error::last_os_error(), "the host does not take advice on guest RAM");
+        }
+    }
+}
+
+// Of an entry of a pagemap.
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+const OF_A_FILE: u64 = 1 << 61;
+
 /// Tells which pages of RAM that was mapped from files were written since (Linux, admin-guide/mm/pagemap.rst).
 pub(crate) struct Pagemap(File);
 
@@ -105,15 +133,22 @@ impl Pagemap {
 
     /// For each page whether it was written. Whoever writes meanwhile may be missed.
     pub(crate) fn written(&self, ram: &GuestRam) -> io::Result<Vec<bool>> {
+        let written = |entry: &u64| entry & (PRESENT | SWAPPED) != 0 && entry & OF_A_FILE == 0;
+        Ok(self.entries(ram)?.iter().map(written).collect())
+    }
+
+    /// How many pages are in memory.
+    #[cfg(test)]
+    fn present(&self, ram: &GuestRam) -> io::Result<usize> {
+        Ok(self.entries(ram)?.iter().filter(|entry| **entry & PRESENT != 0).count())
+    }
+
+    fn entries(&self, ram: &GuestRam) -> io::Result<Vec<u64>> {
         const ENTRY: usize = size_of::<u64>();
-        const PRESENT: u64 = 1 << 63;
-        const SWAPPED: u64 = 1 << 62;
-        const OF_A_FILE: u64 = 1 << 61;
         let region = ram.iter().next().expect("RAM has a region");
         let mut entries = vec![0; (region.len() / PAGE) as usize * ENTRY];
         self.0.read_exact_at(&mut entries, region.as_ptr() as u64 / PAGE * ENTRY as u64)?;
-        let entries = entries.as_chunks::<ENTRY>().0.iter().map(|entry| u64::from_ne_bytes(*entry));
-        Ok(entries.map(|entry| entry & (PRESENT | SWAPPED) != 0 && entry & OF_A_FILE == 0).collect())
+        Ok(entries.as_chunks::<ENTRY>().0.iter().map(|entry| u64::from_ne_bytes(*entry)).collect())
     }
 }
 
@@ -127,14 +162,7 @@ pub fn extent(ram: &GuestRam) -> (u64, u64) {
 /// and a place in its own TLB.
 fn map_anonymous(base: u64, size: u64) -> Result<GuestRam, MemoryError> {
     let ram = map(base, size, None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)?;
-    for region in ram.iter() {
-        // SAFETY: the range is that of a mapping of ours, whose contents the advice does not change.
-        let advised = unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_HUGEPAGE) };
-        if advised != 0 {
-            // A kernel without them: slower, no more.
-            tracing::debug!(error = %std::io::Error::last_os_error(), "guest RAM has small pages");
-        }
-    }
+    advise(&ram, libc::MADV_HUGEPAGE);
     Ok(ram)
 }
 
@@ -149,7 +177,32 @@ fn map(base: u64, size: u64, file: Option<FileOffset>, flags: i32) -> Result<Gue
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::Bytes;
+
     use super::*;
+
+    #[test]
+    fn what_was_read_is_taken_back_and_what_was_written_stays() {
+        const SIZE: u64 = 64 << 20;
+        // Not in memory, as /tmp may be.
+        let file = tempfile::tempfile_in("/var/tmp").unwrap();
+        file.set_len(SIZE).unwrap();
+        let page = |i: u64| i * 64 * PAGE;
+        (0..100).for_each(|i| file.write_all_at(&[i as u8], page(i)).unwrap());
+        // Only what is on disk can be taken back.
+        file.sync_all().unwrap();
+        let ram = from_snapshot(file, 0, 0, SIZE).unwrap();
+        let read = |i: u64| ram.read_obj::<u8>(GuestAddress(page(i))).unwrap();
+        (0..100).for_each(|i| assert_eq!(read(i), i as u8));
+        ram.write_obj(0xff_u8, GuestAddress(page(7))).unwrap();
+        let pagemap = Pagemap::open().unwrap();
+        let before = pagemap.present(&ram).unwrap();
+        page_out(&ram);
+        let after = pagemap.present(&ram).unwrap();
+        assert!(before >= 100 && after < before / 2, "{before} pages, {after} pages");
+        page_in(&ram);
+        (0..100).for_each(|i| assert_eq!(read(i), if i == 7 { 0xff } else { i as u8 }));
+    }
 
     #[test]
     fn ram_is_in_huge_pages_where_the_host_has_them() {

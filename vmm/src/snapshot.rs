@@ -14,7 +14,6 @@
 //! [`Snapshot::verify_ram`]. No file may be written over while a machine that was restored from it lives.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -252,15 +251,20 @@ pub struct Snapshot {
 impl Snapshot {
     /// Opens `path`; `build` must be what [`write`] was given.
     pub fn open(path: &Path, build: &str) -> Result<Self, SnapshotError> {
+        let file = File::open(path).map_err(|source| SnapshotError::Io { operation: "read", path: path.into(), source })?;
+        Self::of(file, path, build)
+    }
+
+    /// The same of a file that is open, and called `path`. Others may read it meanwhile.
+    pub fn of(file: File, path: &Path, build: &str) -> Result<Self, SnapshotError> {
         let failed = |source| SnapshotError::Io { operation: "read", path: path.into(), source };
         let damaged = |reason: &str| SnapshotError::Damaged { path: path.into(), reason: reason.into() };
-        let file = File::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let mut prefix = [0; PREFIX_BYTES];
         if length < PREFIX_BYTES as u64 {
             return Err(SnapshotError::Foreign(path.into()));
         }
-        (&file).read_exact(&mut prefix).map_err(failed)?;
+        file.read_exact_at(&mut prefix, 0).map_err(failed)?;
         if &prefix[..8] != MAGIC {
             return Err(SnapshotError::Foreign(path.into()));
         }
@@ -273,7 +277,7 @@ impl Snapshot {
             return Err(damaged("it is cut short"));
         }
         let mut json = vec![0; json_len];
-        (&file).read_exact(&mut json).map_err(failed)?;
+        file.read_exact_at(&mut json, PREFIX_BYTES as u64).map_err(failed)?;
         if Sha256::digest(&json)[..] != prefix[16..] {
             return Err(damaged("the checksum of its head is wrong"));
         }
@@ -292,7 +296,7 @@ impl Snapshot {
             return Err(damaged("its parts overlap"));
         }
         let mut states = vec![0; states_len as usize];
-        (&file).read_exact(&mut states).map_err(failed)?;
+        file.read_exact_at(&mut states, (PREFIX_BYTES + json_len) as u64).map_err(failed)?;
         if hex(&Sha256::digest(&states)) != head.states_sha256 {
             return Err(damaged("the checksum of CPU and devices is wrong"));
         }

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -125,7 +126,7 @@ impl Outside {
     /// Opens what the configuration names, and connects to its sockets.
     pub(crate) fn reach(config: &TwinConfig, processor: &Processor) -> Result<Self, TwinError> {
         let beginning = match &config.restore {
-            Some(saved) => open_saved(saved, config.base.as_deref(), config.verify)?,
+            Some(saved) => open_saved(saved, config)?,
             None => load_kernel(config, processor)?,
         };
         let mut disk_bytes_max = 0;
@@ -174,12 +175,23 @@ fn load_kernel(config: &TwinConfig, processor: &Processor) -> Result<Beginning, 
 }
 
 /// `base` is what the machine was saved as the difference from. With `verify`, reads all of its RAM first to see that it is whole.
-fn open_saved(path: &Path, base: Option<&Path>, verify: bool) -> Result<Beginning, SnapshotError> {
-    let snapshot = Snapshot::open(path, &Twin::build())?;
-    if verify {
+fn open_saved(path: &Path, config: &TwinConfig) -> Result<Beginning, SnapshotError> {
+    let build = Twin::build();
+    let open_base = |path: &Path| {
+        if !config.base_on_stdin {
+            return Snapshot::open(path, &build);
+        }
+        let open = std::io::stdin().as_fd().try_clone_to_owned();
+        let file = open.map_err(|source| SnapshotError::Io { operation: "read", path: path.into(), source })?;
+        Snapshot::of(file.into(), path, &build)
+    };
+    let (snapshot, base) = match &config.base {
+        Some(base) => (Snapshot::open(path, &build)?, Some(open_base(base)?)),
+        None => (open_base(path)?, None),
+    };
+    if config.verify {
         snapshot.verify_ram()?;
     }
-    let base = base.map(|base| Snapshot::open(base, &Twin::build())).transpose()?;
     Ok(Beginning::Saved { ram: snapshot.ram(base.as_ref())?, state: snapshot.state(), origin: snapshot.origin()? })
 }
 
