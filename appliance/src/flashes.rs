@@ -235,7 +235,8 @@ impl Flashes {
         still.map_err(|source| failed(&phone.id, source))
     }
 
-    fn check_reached(&self, phone: &PhoneId, position: u64) -> Result<u64, FlashesError> {
+    /// The last position of the log; fails if it does not come to `position`.
+    pub(crate) fn check_reached(&self, phone: &PhoneId, position: u64) -> Result<u64, FlashesError> {
         let last = self.inner.store.log.last_seq(phone).map_err(|source| failed(phone, source.into()))?;
         if position > last { Err(FlashesError::Ahead { position, last }) } else { Ok(last) }
     }

@@ -14,7 +14,8 @@ use pollux::twin::{Control, binary_beside_us};
 use serde_json::{Value, json};
 use support::{Client, FakePhone, Stream, config, control, event, stranger};
 use sync_protocol::chunking;
-use sync_protocol::event::{ControlKind, Frame, Kind};
+use sync_protocol::PhonePath;
+use sync_protocol::event::{Content, ControlKind, Event, FileChange, FileOp, Frame, Kind, Node};
 use sync_protocol::wire::{self, appliance_message::Message as FromAppliance, command, phone_message::Message as FromPhone};
 
 /// Where the handset's home has its notes, at 360 x 720.
@@ -57,8 +58,26 @@ async fn phone(appliance: &Appliance, image: &str) -> FakePhone {
     phone
 }
 
+/// It has told all of its files: it has none. That is event 1 of its log.
+async fn scanned(phone: &FakePhone) -> Stream {
+    let (mut stream, _) = phone.stream(1, 100).await;
+    stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
+    assert_eq!(stream.acked().await, 1);
+    stream
+}
+
+/// Resolves when its twin runs and has been given all events up to `position`.
+async fn fed(admin: &Client, serial: &str, position: u64) -> Value {
+    admin.phone_when(serial, |view| alive(&view["twin"]) && view["twin"]["position"] == position).await
+}
+
 fn on_screen(frame: Frame) -> Kind {
     Kind::Mmi(input::on_panel(frame, 360, 720))
+}
+
+/// A user opens the notes: two events, the first of them `seq`.
+fn notes_opened(seq: u64) -> Vec<Event> {
+    vec![event(seq, on_screen(input::touch_down(NOTES, 1))), event(seq + 1, on_screen(input::touch_up()))]
 }
 
 /// The screen below its clocks, in the status bar and at home, once it has stood still for a while.
@@ -69,15 +88,20 @@ async fn still(appliance: &Appliance) -> blake3::Hash {
 
 /// The same of a machine that begins, once its handset has shown its first picture.
 async fn begun(appliance: &Appliance) -> blake3::Hash {
-    const SHOWN: &str = "handset: showing";
     let id = appliance.services.phones.find("A").expect("phone").id;
     let control = appliance.services.twins.control(&id).expect("the twin runs");
+    handset_shown(&control).await;
+    still_of(&control).await
+}
+
+/// Resolves when a machine that begins shows its handset's first picture.
+async fn handset_shown(control: &Control) {
+    const SHOWN: &str = "handset: showing";
     while !control.console_tail().await.expect("console").contains(SHOWN) {
         let generation = control.screen().await.expect("screen").generation;
         // Whether it changes or not, what the guest printed is looked at.
         control.screen_wait(generation, Duration::from_millis(100)).await.expect("waited");
     }
-    still_of(&control).await
 }
 
 /// The same of any machine.
@@ -128,11 +152,11 @@ async fn a_twin_follows_its_phone_and_survives_what_happens_to_it() {
     assert_eq!(stream.acked().await, 2);
 
     // It starts by itself once the phone's files are known.
-    admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 2).await;
+    fed(&admin, "A", 2).await;
     let home = begun(&appliance).await;
-    stream.send_events(vec![event(3, on_screen(input::touch_down(NOTES, 1))), event(4, on_screen(input::touch_up()))]).await;
+    stream.send_events(notes_opened(3)).await;
     assert_eq!(stream.acked().await, 4);
-    admin.phone_when("A", |view| view["twin"]["position"] == 4).await;
+    fed(&admin, "A", 4).await;
     let notes = still(&appliance).await;
     assert_ne!(notes, home, "the tap opened something");
 
@@ -151,7 +175,7 @@ async fn a_twin_follows_its_phone_and_survives_what_happens_to_it() {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("pid"));
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("killed");
         admin.phone_when("A", |view| view["twin"]["restarts"] == restarts).await;
-        let view = admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 4).await;
+        let view = fed(&admin, "A", 4).await;
         assert_eq!(view["twin"]["detail"], detail);
         assert_eq!(still(&appliance).await, notes);
     }
@@ -249,15 +273,13 @@ async fn an_x86_64_phone_has_a_twin_that_says_what_it_runs_on() {
     let appliance = started(data.path(), StoreBackend::Memory).await;
     let admin = Client::admin(&appliance);
     let phone = phone(&appliance, AMD64).await;
-    let (mut stream, _) = phone.stream(1, 100).await;
-    stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
-    assert_eq!(stream.acked().await, 1);
-    let view = admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 1).await;
+    let stream = scanned(&phone).await;
+    let view = fed(&admin, "A", 1).await;
     let cpu = view["twin"]["cpu"].as_str().expect("it runs on something");
     assert!(cpu == "x86-64, KVM" || cpu.starts_with("x86-64, emulated (slow): "), "{cpu}");
     let home = begun(&appliance).await;
-    stream.send_events(vec![event(2, on_screen(input::touch_down(NOTES, 1))), event(3, on_screen(input::touch_up()))]).await;
-    admin.phone_when("A", |view| view["twin"]["position"] == 3).await;
+    stream.send_events(notes_opened(2)).await;
+    fed(&admin, "A", 3).await;
     let notes = still(&appliance).await;
     assert_ne!(notes, home, "the tap opened something");
 
@@ -317,10 +339,8 @@ async fn an_operator_leads_and_the_phone_follows() {
     };
     let (ann, bob) = (login("ann").await, login("bob").await);
     let phone = phone(&appliance, ARM64).await;
-    let (mut stream, _) = phone.stream(1, 100).await;
-    stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
-    assert_eq!(stream.acked().await, 1);
-    admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 1).await;
+    let mut stream = scanned(&phone).await;
+    fed(&admin, "A", 1).await;
     let home = begun(&appliance).await;
 
     assert_eq!(ann.call("PUT", "/api/phones/A/drive", None).await.0, 200);
@@ -408,10 +428,8 @@ async fn a_running_twin_is_forked_and_goes_on() {
     let admin = Client::admin(&appliance);
     assert_eq!(admin.call("POST", "/api/phones/A/twin/forks", Some(json!({}))).await.0, 404);
     let phone = phone(&appliance, ARM64).await;
-    let (mut stream, _) = phone.stream(1, 100).await;
-    stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
-    assert_eq!(stream.acked().await, 1);
-    admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 1).await;
+    let mut stream = scanned(&phone).await;
+    fed(&admin, "A", 1).await;
     let home = begun(&appliance).await;
 
     let fork = admin.post("/api/phones/A/twin/forks", json!({})).await;
@@ -426,9 +444,9 @@ async fn a_running_twin_is_forked_and_goes_on() {
     assert_ne!(notes, home, "the copy answers");
     assert_eq!(still(&appliance).await, home, "the twin does not");
     // The twin is fed on, and comes to the same by itself.
-    stream.send_events(vec![event(2, on_screen(input::touch_down(NOTES, 1))), event(3, on_screen(input::touch_up()))]).await;
+    stream.send_events(notes_opened(2)).await;
     assert_eq!(stream.acked().await, 3);
-    admin.phone_when("A", |view| view["twin"]["position"] == 3).await;
+    fed(&admin, "A", 3).await;
     assert_eq!(still(&appliance).await, notes);
 
     // It outlives its twin's machine, and what is asked of one that is not there is an error.
@@ -443,6 +461,33 @@ async fn a_running_twin_is_forked_and_goes_on() {
     assert_eq!(admin.call("DELETE", "/api/phones/A/twin/forks/1", None).await.0, 204);
     its.gone().await;
     admin.phone_when("A", |view| view["twin"]["forks"] == json!([])).await;
+
+    // One begins at any position of the log, with the files of then, whether or not its twin runs.
+    let put = |path: &str, content| {
+        let node = Node { mode: 0o755, uid: 1000, gid: 1000, mtime_ns: 0, content };
+        Kind::File(FileChange { path: PhonePath::new(path).expect("path"), op: FileOp::Put(node) })
+    };
+    let note = Content::Regular { size: 0, chunks: Vec::new() };
+    stream.send_events(vec![event(4, put("/home/user/Notes", Content::Directory)), event(5, put("/home/user/Notes/a note.txt", note))]).await;
+    assert_eq!(stream.acked().await, 5);
+    let mut shown = Vec::new();
+    for position in [3, 5] {
+        let fork = admin.post("/api/phones/A/twin/forks", json!({"position": position})).await;
+        assert_eq!(fork["position"], position);
+        let number = fork["number"].as_u64().expect("a number") as u32;
+        let its = appliance.services.twins.a_fork(&id, number).expect("a fork").running.control;
+        handset_shown(&its).await;
+        assert_eq!(still_of(&its).await, home);
+        for frame in [input::touch_down(NOTES, 1), input::touch_up()] {
+            its.input(&frame).await.expect("input");
+        }
+        shown.push(still_of(&its).await);
+        assert_eq!(admin.call("DELETE", &format!("/api/phones/A/twin/forks/{number}"), None).await.0, 204);
+        its.gone().await;
+    }
+    assert_eq!(shown[0], notes);
+    assert_ne!(shown[1], notes, "the note is there");
+    assert_eq!(admin.call("POST", "/api/phones/A/twin/forks", Some(json!({"position": 6}))).await.0, 404);
 
     // No more at a time than may be, and none is left behind.
     admin.post("/api/phones/A/twin/start", json!({})).await;
@@ -480,12 +525,9 @@ async fn the_least_used_twin_makes_room_for_one_that_is_asked_for() {
         let mut phone = stranger(&appliance, serial);
         phone.image = ARM64.into();
         assert!(phone.register(&admin.new_code().await).await.expect("registered"));
-        let (mut stream, _) = phone.stream(1, 2).await;
-        stream.send_events(vec![control(1, ControlKind::ScanDone, "")]).await;
-        assert_eq!(stream.acked().await, 1);
-        streams.push(stream);
+        streams.push(scanned(&phone).await);
         if serial == "A" {
-            admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == 1).await;
+            fed(&admin, "A", 1).await;
         }
     }
     // What starts by itself pushes nobody out.
@@ -526,7 +568,7 @@ async fn a_twin_catches_up_through_its_phones_pauses() {
     let (mut stream, _) = phone.stream(1, 100).await;
     let now_us = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_micros() as i64;
     let began_us = now_us - SPAN_US - SECOND_US;
-    let at = |mut event: sync_protocol::event::Event, us: i64| {
+    let at = |mut event: Event, us: i64| {
         (event.wall_us, event.mono_us) = (began_us + us, us as u64);
         event
     };
@@ -543,7 +585,7 @@ async fn a_twin_catches_up_through_its_phones_pauses() {
     let last = events.len() as u64;
     stream.send_events(events).await;
     while stream.acked().await < last {}
-    admin.phone_when("A", |view| alive(&view["twin"]) && view["twin"]["position"] == last).await;
+    fed(&admin, "A", last).await;
     let shown = still(&appliance).await;
     let id = appliance.services.phones.find("A").expect("phone").id;
     let clock = async || {

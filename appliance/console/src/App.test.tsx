@@ -26,12 +26,12 @@ function open(role: Role, address: string) {
 }
 
 test.each<[Role, string[]]>([
-  ['helpdesk', ['Phones']],
+  ['helpdesk', ['Phones', 'Find']],
   ['mai', ['Usage']],
-  ['admin', ['Phones', 'Usage', 'Enrolment', 'Users']],
+  ['admin', ['Phones', 'Find', 'Usage', 'Enrolment', 'Users']],
 ])('%s sees the sections %s', async (role, sections) => {
   open(role, '/');
-  const links = await screen.findAllByRole('link', { name: /^(Phones|Usage|Enrolment|Users)$/ });
+  const links = await screen.findAllByRole('link', { name: /^(Phones|Find|Usage|Enrolment|Users)$/ });
   expect(links.map((link) => link.textContent)).toEqual(sections);
 });
 

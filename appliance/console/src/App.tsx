@@ -1,6 +1,6 @@
 import { Alert, AppShell, Burger, Center, Group, Loader, NavLink, Title, Tooltip } from '@mantine/core';
 import { useDisclosure } from '@mantine/hooks';
-import { IconAlertTriangle, IconChartBar, IconDeviceMobile, IconKey, IconPlugConnectedX, IconUsers } from '@tabler/icons-react';
+import { IconAlertTriangle, IconChartBar, IconDeviceMobile, IconFileSearch, IconKey, IconPlugConnectedX, IconUsers } from '@tabler/icons-react';
 import { useQuery } from '@tanstack/react-query';
 import { lazy, Suspense } from 'react';
 import { Link, Navigate, Route, Routes, useLocation } from 'react-router';
@@ -16,6 +16,7 @@ import { Failure, sentence } from './parts/Failure';
 // What draws screens and charts is large, and not everybody's.
 const PhonePage = lazy(() => import('./pages/Phone'));
 const Usage = lazy(() => import('./usage/Usage'));
+const Find = lazy(() => import('./pages/Find'));
 const Enrolment = lazy(() => import('./pages/Enrolment'));
 const Users = lazy(() => import('./pages/Users'));
 
@@ -25,6 +26,7 @@ const HEALTH_MS = 30_000;
 /** What there is, and for whom. */
 const SECTIONS: { path: string; label: string; icon: typeof IconKey; roles: Role[] }[] = [
   { path: '/phones', label: 'Phones', icon: IconDeviceMobile, roles: ['admin', 'helpdesk'] },
+  { path: '/find', label: 'Find', icon: IconFileSearch, roles: ['admin', 'helpdesk'] },
   { path: '/usage', label: 'Usage', icon: IconChartBar, roles: ['admin', 'mai'] },
   { path: '/enrolment', label: 'Enrolment', icon: IconKey, roles: ['admin'] },
   { path: '/users', label: 'Users', icon: IconUsers, roles: ['admin'] },
@@ -95,6 +97,7 @@ function Shell({ me }: { me: Me }) {
           <Routes>
             {may('/phones') && <Route path="/phones" element={<Phones me={me} />} />}
             {may('/phones') && <Route path="/phones/:id/:tab?" element={<PhonePage me={me} />} />}
+            {may('/find') && <Route path="/find" element={<Find />} />}
             {may('/usage') && <Route path="/usage" element={<Usage me={me} />} />}
             {may('/enrolment') && <Route path="/enrolment" element={<Enrolment />} />}
             {may('/users') && <Route path="/users" element={<Users me={me} />} />}

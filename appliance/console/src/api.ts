@@ -94,11 +94,11 @@ export interface Twin {
   forks: Fork[];
 }
 
-/** A copy of a running twin, to try things on. */
+/** A copy of a twin, to try things on. */
 export interface Fork {
   number: number;
   at: string;
-  /** Last event of the phone's log that its twin had been given then. */
+  /** The last event of the phone's log that it knows of. */
   position: number;
 }
 
@@ -203,7 +203,8 @@ export const verify = (id: string, how: { reread: boolean; heal: boolean }) => a
 
 type TwinAction = 'start' | 'park' | 'stop';
 export const actOnTwin = (id: string, action: TwinAction) => ask<Twin>('POST', `${phoneAt(id)}/twin/${action}`);
-export const forkTwin = (id: string) => ask<Fork>('POST', `${phoneAt(id)}/twin/forks`);
+/** Copies the running twin, or begins one with the phone's files as of a position of its log. */
+export const forkTwin = (id: string, position: number | null) => ask<Fork>('POST', `${phoneAt(id)}/twin/forks`, { position });
 export const endFork = (id: string, number: number) => ask<void>('DELETE', `${phoneAt(id)}/twin/forks/${number}`);
 export const takeLead = (id: string) => ask<Lease>('PUT', `${phoneAt(id)}/drive`);
 export const giveLeadBack = (id: string) => ask<void>('DELETE', `${phoneAt(id)}/drive`);
@@ -271,6 +272,34 @@ export interface Change {
 /** What is not the same in a phone's files at two positions of its log. */
 export const diff = (id: string, from: number, to: number) =>
   ask<{ from: number; to: number; changes: Change[]; more: boolean }>('GET', `${phoneAt(id)}/diff?from=${from}&to=${to}`);
+
+/** Of a search: `*` and `?` in names, some text, a time of the phone's clock as a form gives it. Empty: whatever. */
+export interface Wanted {
+  pattern: string;
+  contents: string;
+  at: string;
+}
+
+export interface Match {
+  path: string;
+  kind: FileEntry['kind'];
+  size: number;
+  modified_at: string;
+  /** What is around the text. */
+  excerpt: string | null;
+}
+
+/** One step of a search of a phone's files; `after` is `next` of the step before. */
+export const findStep = (id: string, { pattern, contents, at }: Wanted, after: string | null) => {
+  const asked = [
+    `pattern=${encodeURIComponent(pattern)}`,
+    contents && `contents=${encodeURIComponent(contents)}`,
+    at && `at=${encodeURIComponent(new Date(at).toISOString())}`,
+    after && `after=${after}`,
+  ];
+  const query = asked.filter(Boolean).join('&');
+  return ask<{ position: number; matches: Match[]; unread: number; next: string | null }>('GET', `${phoneAt(id)}/find?${query}`);
+};
 
 export interface Conflict {
   id: number;

@@ -72,8 +72,13 @@ pub(super) enum TwinCommand {
     Park { phone: String },
     /// End the twin; the next start boots anew.
     Stop { phone: String },
-    /// Copy the running twin, to try things on; prints the copy's number.
-    Fork { phone: String },
+    /// Copy the running twin, or begin at a position of the log, to try things on; prints the copy's number.
+    Fork {
+        phone: String,
+        /// With the phone's files as of this position; the twin need not run.
+        #[arg(long, value_name = "POSITION")]
+        at: Option<u64>,
+    },
     /// End a copy.
     EndFork { phone: String, number: u32 },
     /// How the twin is.
@@ -211,8 +216,8 @@ pub(super) async fn twin(client: &Client, command: TwinCommand, json_wanted: boo
         TwinCommand::Stop { phone } => {
             done(&client.post(&path(&phone, "/stop"), json!({})).await?, json_wanted, "state")
         }
-        TwinCommand::Fork { phone } => {
-            done(&client.post(&path(&phone, "/forks"), json!({})).await?, json_wanted, "number")
+        TwinCommand::Fork { phone, at } => {
+            done(&client.post(&path(&phone, "/forks"), json!({"position": at})).await?, json_wanted, "number")
         }
         TwinCommand::EndFork { phone, number } => client.delete(&path(&phone, &format!("/forks/{number}"))).await,
         TwinCommand::Show { phone } => show(&client.get(&path(&phone, "")).await?),

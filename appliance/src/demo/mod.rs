@@ -253,6 +253,7 @@ fn machine_config(config: &DemoConfig, image: &Image, disk: PathBuf) -> MachineC
         mac: Some(mac_of(&config.serial)),
         gate: false,
         restore: None,
+        base_in_memory: None,
         cage: config.cage,
     }
 }

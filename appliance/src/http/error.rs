@@ -197,6 +197,7 @@ impl From<TwinError> for ApiError {
         match error {
             TwinError::NotRunning => ApiError::unavailable(error).advise("start the twin first"),
             TwinError::TooMany(_) | TwinError::TooManyForks(_) | TwinError::Incomplete | TwinError::NothingToPark => ApiError::conflict(error),
+            TwinError::NotReleased => ApiError::conflict(error).advise("release the phone first"),
             TwinError::NoFork(_) => ApiError::not_found(error),
             TwinError::Flash(error) => error.into(),
             TwinError::Log(error) => error.into(),

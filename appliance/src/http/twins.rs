@@ -4,11 +4,11 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use store::PhoneId;
 
 use super::Services;
-use super::error::{ApiError, ApiResult};
+use super::error::{ApiError, ApiResult, Body};
 use super::login::{Anyone, Operator};
 use super::views::time_of_us;
 use crate::phones::Standing;
@@ -134,13 +134,28 @@ pub(super) async fn stop(
     Ok(Json(TwinView::of(&services, &phone)))
 }
 
-/// Fork the running twin: a copy of it, with its files, on which anything may be tried. The twin goes on, and nothing of the fork is kept.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ForkWanted {
+    /// Of the log: the fork begins with the phone's files as of then. Absent: it is a copy of the running twin.
+    position: Option<u64>,
+}
+
+/// Fork the twin: a machine on which anything may be tried, a copy of the running twin or one that begins at a position of the log. The twin goes
+/// on, and nothing of the fork is kept.
 #[utoipa::path(post, path = "/api/phones/{phone}/twin/forks", tag = "twins",
     params(("phone" = String, Path, description = "id or serial")),
-    responses((status = 200, body = ForkView), (status = 409, body = super::ErrorBody), (status = 503, body = super::ErrorBody)))]
-pub(super) async fn fork(State(services): State<Services>, _: Operator, Path(phone): Path<String>) -> ApiResult<ForkView> {
+    request_body = ForkWanted,
+    responses((status = 200, body = ForkView), (status = 404, body = super::ErrorBody), (status = 409, body = super::ErrorBody),
+        (status = 503, body = super::ErrorBody)))]
+pub(super) async fn fork(
+    State(services): State<Services>,
+    _: Operator,
+    Path(phone): Path<String>,
+    Body(wanted): Body<ForkWanted>,
+) -> ApiResult<ForkView> {
     let phone = services.phones.find(&phone)?.id;
-    Ok(Json(services.twins.fork(&phone).await?.into()))
+    Ok(Json(services.twins.fork(&phone, wanted.position).await?.into()))
 }
 
 /// End a fork.

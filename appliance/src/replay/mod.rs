@@ -151,10 +151,10 @@ pub fn wall_now_us() -> i64 {
     i64::try_from(now_us()).unwrap_or(i64::MAX)
 }
 
-/// What a phone's clock showed at the beginning of a twin, in microseconds since 1970; what ours shows if that is where the phone is, or if it
+/// What a phone's clock showed at a position of its log, in microseconds since 1970; what ours shows if that is where the phone is, or if it
 /// makes no sense. Blocks.
-pub fn wall_us(logs: &PhoneLogs, phone: &PhoneId, beginning: &Beginning) -> Result<i64, LogError> {
-    let first = logs.read(phone, beginning.input, 1)?;
+pub fn wall_us(logs: &PhoneLogs, phone: &PhoneId, position: u64) -> Result<i64, LogError> {
+    let first = logs.read(phone, position, 1)?;
     let now_us = wall_now_us();
     let told_us = first.first().map(|(_, event)| event.wall_us);
     Ok(told_us.filter(|told_us| (SENSIBLE_US_MIN..now_us).contains(told_us)).unwrap_or(now_us))

@@ -1,5 +1,6 @@
-//! Forks: copies of running twins, to try things on. A fork has its twin's memory and files as they were at that moment, both
-//! copy-on-write; what happens on it stays there, and no log is given to it.
+//! Forks: copies of twins, to try things on. The fork of a running twin has its memory and files as they were at that moment, both
+//! copy-on-write. A fork at a position of the log needs no running twin: it begins with the phone's files as of then. What happens on a fork
+//! stays there, and no log is given to it.
 //!
 //! Promises: the twin goes on; a fork counts as a running machine, and ends when it is told to, when its guest does, or with the
 //! appliance; nothing of it is kept.
@@ -15,12 +16,13 @@ use tracing::{info, warn};
 
 use super::gate::Identity;
 use super::keeper::{Copied, Request};
-use super::launch::{self, Launched, Ready};
-use super::process::Folder;
+use super::launch::{self, Launched};
+use super::process::{Folder, MachineConfig};
 use super::{Running, TwinError, Twins, lock};
+use crate::flashes::TwinFlash;
 use crate::live::Notice;
-use crate::phones::now_us;
-use crate::replay::wall_now_us;
+use crate::phones::{Phone, now_us};
+use crate::replay::{wall_now_us, wall_us};
 
 /// Of one twin at a time.
 const FORKS_MAX: usize = 4;
@@ -41,10 +43,20 @@ struct OfOne {
 pub struct Fork {
     pub number: u32,
     pub at_us: u64,
-    /// The last event of the log that its twin had been given.
+    /// The last event of the log that it knows of.
     pub position: u64,
     pub running: Running,
     end: CancellationToken,
+}
+
+/// A fork's machine, which runs as far as its gate.
+struct Begun {
+    launched: Launched,
+    config: MachineConfig,
+    flash: TwinFlash,
+    position: u64,
+    /// What its clock is to show.
+    wall_us: i64,
 }
 
 impl Fork {
@@ -81,15 +93,22 @@ impl Forks {
 }
 
 impl Twins {
-    /// Forks a running twin. It stands still for as long as it takes to write what it differs from its base snapshot.
-    pub async fn fork(&self, phone: &PhoneId) -> Result<Fork, TwinError> {
+    /// Forks the running twin, which stands still for as long as it takes to write what it differs from its base snapshot; or, with a position of
+    /// the log, has a machine begin with the phone's files as of then.
+    pub async fn fork(&self, phone: &PhoneId, position: Option<u64>) -> Result<Fork, TwinError> {
+        let phone = self.inner.released(phone)?;
         let slots = self.inner.slots.clone();
         let slot = slots.try_acquire_owned().map_err(|_| TwinError::TooMany(self.running_max()))?;
-        let number = self.inner.forks.next_number(phone)?;
+        let number = self.inner.forks.next_number(&phone.id)?;
         // No phone's name begins with a dot.
-        let folder = Folder::make(&self.inner.runtime.join(format!(".{phone}.{number}")))?;
+        let folder = Folder::make(&self.inner.runtime.join(format!(".{}.{number}", phone.id)))?;
         let path = folder.path().to_owned();
-        let forked = self.fork_into(phone, number, folder, slot).await;
+        let begun = match position {
+            None => self.copied(&phone, folder).await,
+            Some(position) => self.begun_at(&phone, folder, position).await,
+        };
+        let forked = async { self.let_in(&phone.id, number, begun?, slot).await };
+        let forked = forked.await;
         if forked.is_err() {
             // Its process, if it got that far, is gone with its handle.
             let _ = std::fs::remove_dir_all(path);
@@ -97,24 +116,51 @@ impl Twins {
         forked
     }
 
-    async fn fork_into(&self, phone: &PhoneId, number: u32, folder: Folder, slot: OwnedSemaphorePermit) -> Result<Fork, TwinError> {
-        let path = folder.path().to_owned();
+    /// A copy of the running twin.
+    async fn copied(&self, phone: &Phone, folder: Folder) -> Result<Begun, TwinError> {
         let (reply, answer) = oneshot::channel();
-        let requests = self.keeper(phone).requests;
-        requests.send(Request::Copy(path, reply)).await.map_err(|_| TwinError::Stopping)?;
+        let requests = self.keeper(&phone.id).requests;
+        requests.send(Request::Copy(folder.path().to_owned(), reply)).await.map_err(|_| TwinError::Stopping)?;
         let Copied { saved, layer, position, files } = answer.await.map_err(|_| TwinError::Stopping)??;
-
-        let (inner, whose) = (self.inner.clone(), self.inner.phones.find(phone.as_str()).map_err(|_| TwinError::NotRunning)?);
-        let identity = Identity::of_fork(&whose.id, number);
+        let (inner, whose) = (self.inner.clone(), phone.clone());
         let prepared = tokio::task::spawn_blocking(move || -> Result<_, TwinError> {
             let image = inner.flashes.image_of(&whose)?;
             Ok((inner.flashes.twin(&whose, files, Some(&layer), None)?, image))
         });
         let (flash, image) = prepared.await.map_err(|_| TwinError::Stopping)??;
         let config = launch::config(&image, Some(saved), self.inner.config.cage);
-        let launched = Ready::make(&self.inner.binary(), folder, &config).await?.run(&flash).await?;
+        let launched = self.inner.launch(folder, &image, &config, &flash, true).await?;
+        Ok(Begun { launched, config, flash, position, wall_us: wall_now_us() })
+    }
+
+    /// A machine with the phone's files as of `position`, whose clock shows what the phone's did.
+    async fn begun_at(&self, phone: &Phone, folder: Folder, position: u64) -> Result<Begun, TwinError> {
+        let (inner, whose) = (self.inner.clone(), phone.clone());
+        let prepared = tokio::task::spawn_blocking(move || -> Result<_, TwinError> {
+            inner.flashes.check_reached(&whose.id, position)?;
+            let image = inner.flashes.image_of(&whose)?;
+            let flash = inner.flashes.twin(&whose, position, None, None)?;
+            Ok((flash, inner.bases.find(&image), image, wall_us(&inner.logs, &whose.id, position)?))
+        });
+        let (flash, base, image, wall_us) = prepared.await.map_err(|_| TwinError::Stopping)??;
+        let path = folder.path().to_owned();
+        let mut config = launch::config(&image, base, self.inner.config.cage);
+        let launched = match self.inner.launch(folder, &image, &config, &flash, false).await {
+            Err(TwinError::Base(error)) => {
+                warn!(phone = %phone.id, %error, "the base snapshot is of no use; the fork boots");
+                config.restore = None;
+                self.inner.launch(Folder::make(&path)?, &image, &config, &flash, false).await
+            }
+            launched => launched,
+        }?;
+        Ok(Begun { launched, config, flash, position, wall_us })
+    }
+
+    /// Tells its guest who it is, and keeps it.
+    async fn let_in(&self, phone: &PhoneId, number: u32, begun: Begun, slot: OwnedSemaphorePermit) -> Result<Fork, TwinError> {
+        let Begun { launched, config, flash, position, wall_us } = begun;
         let (running, _) = launched.running(&config, &flash).await?;
-        launched.tell(|gate| gate.open(&identity, wall_now_us()))?;
+        launched.tell(|gate| gate.open(&Identity::of_fork(phone, number), wall_us))?;
         let end = self.inner.stop.child_token();
         let fork = Fork { number, at_us: now_us(), position, running, end };
         self.inner.forks.add(phone, fork.clone());

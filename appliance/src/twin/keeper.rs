@@ -14,12 +14,12 @@ use tracing::{info, warn};
 use super::control::{Control, MachineEvent};
 use super::decide::{AfterCrash, Crashes, TwinState};
 use super::gate::Identity;
-use super::launch::{self, Launched, Ready};
-use super::process::{Folder, Machine, MachineConfig, ProcessError, Saved};
+use super::launch::{self, Launched};
+use super::process::{Folder, Machine, ProcessError, Saved};
 use super::{End, Inner, TwinError, TwinStatus};
 use crate::flashes::{FlashesError, TwinFlash};
 use crate::live::Notice;
-use crate::phones::{Phone, Standing, now_us};
+use crate::phones::{Phone, now_us};
 use crate::replay::{Beginning, Fed, Feeder, GuestClock, wall_now_us};
 
 /// Files in the folder of a saved machine.
@@ -284,10 +284,7 @@ impl Keeper {
 
     /// Has a machine run that begins as `start` says. `detail` is what to say of it.
     async fn bring_up(&mut self, slot: Slot, start: Start, detail: &str) -> Result<(), TwinError> {
-        let phone = self.inner.phones.find(self.phone.as_str()).map_err(|_| TwinError::NotRunning)?;
-        if phone.standing != Standing::Released {
-            return Err(TwinError::NotRunning);
-        }
+        let phone = self.inner.released(&self.phone)?;
         let identity = Identity::of(&phone.id, &phone.description.serial);
         let retry = matches!(start, Start::Parked { retry: true, .. });
         let inner = self.inner.clone();
@@ -295,14 +292,9 @@ impl Keeper {
         let Prepared { flash, image, beginning, wall_us, saved, parked } = prepared.map_err(|_| TwinError::Stopping)??;
         let resumed = parked.is_some();
         let config = launch::config(&image, saved, self.inner.config.cage);
-        let launched = self.launch(&config, &flash, resumed).await?;
+        let folder = Folder::make(&self.inner.runtime.join(self.phone.as_str()))?;
+        let launched = self.inner.launch(folder, &image, &config, &flash, resumed).await?;
         let control = launched.machine.control().clone();
-        if config.restore.is_none() {
-            tokio::select! {
-                made = self.inner.bases.make(&image, &control) => made?,
-                () = self.inner.stop.cancelled() => return Err(TwinError::Stopping),
-            }
-        }
         let (running, status) = launched.running(&config, &flash).await?;
         launched.tell(|gate| if resumed { gate.reseed() } else { gate.open(&identity, wall_us) })?;
         let began = status.guest_us.map(|guest_us| GuestClock { wall_us, guest_us });
@@ -343,33 +335,6 @@ impl Keeper {
         self.set(TwinState::Running, detail);
         self.inner.prepare_spare(image);
         Ok(())
-    }
-
-    /// Lets a machine run: the spare, if it is to begin with a base snapshot and there is one, or another.
-    async fn launch(&self, config: &MachineConfig, flash: &TwinFlash, resumed: bool) -> Result<Launched, TwinError> {
-        let path = self.inner.runtime.join(self.phone.as_str());
-        let base = config.restore.as_ref().filter(|_| !resumed).map(|base| &base.path);
-        if let Some(base) = base
-            && let Some(spare) = self.inner.spares.take(base).await
-        {
-            let launched = async { spare.moved(&path)?.run(flash).await };
-            match launched.await {
-                Ok(launched) => return Ok(launched),
-                Err(error) => warn!(phone = %self.phone, %error, "the machine that waited for a twin does not run; another is started"),
-            }
-        }
-        let launched = async { Ready::make(&self.inner.binary(), Folder::make(&path)?, config).await?.run(flash).await };
-        match (launched.await, base) {
-            (Err(TwinError::Process(error @ ProcessError::Ended(_))), Some(base)) => {
-                self.inner.bases.refused(base);
-                Err(TwinError::Base(error))
-            }
-            (Ok(launched), Some(base)) => {
-                self.inner.bases.found_whole(base);
-                Ok(launched)
-            }
-            (launched, _) => launched,
-        }
     }
 
     async fn park(&mut self, why: &str) -> Result<(), TwinError> {
@@ -572,7 +537,7 @@ fn prepare(inner: &Inner, phone: &Phone, start: Start) -> Result<Prepared, TwinE
     }
     let beginning = crate::replay::beginning(&inner.logs, &inner.origins, &phone.id)?.ok_or(TwinError::Incomplete)?;
     let flash = inner.flashes.twin(phone, beginning.files, None, lead)?;
-    let wall_us = crate::replay::wall_us(&inner.logs, &phone.id, &beginning)?;
+    let wall_us = crate::replay::wall_us(&inner.logs, &phone.id, beginning.input)?;
     let saved = if let Start::Base = start { inner.bases.find(&image) } else { None };
     Ok(Prepared { flash, image, beginning, wall_us, saved, parked: None })
 }

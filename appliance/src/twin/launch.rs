@@ -6,11 +6,12 @@ use std::time::Duration;
 use image_builder::Image;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{broadcast, oneshot};
+use tracing::warn;
 
 use super::control::{MachineEvent, MachineStatus};
 use super::gate::Gate;
 use super::process::{Cage, Folder, Machine, MachineConfig, ProcessError, Saved};
-use super::{ControlError, Running, TwinError};
+use super::{ControlError, Inner, Running, TwinError};
 use crate::flashes::{FlashesError, TwinFlash};
 
 /// A machine that has not connected to its flash and its gate by then will not.
@@ -52,13 +53,13 @@ pub(super) fn config(image: &Image, restore: Option<Saved>, cage: Cage) -> Machi
         mac: None,
         gate: true,
         restore,
+        base_in_memory: None,
         cage,
     }
 }
 
 impl Ready {
-    /// Starts its process in a `folder` of its own. Fails with [`ProcessError::Ended`] if the process refuses, for one what it was to go on with.
-    pub(super) async fn make(binary: &Path, folder: Folder, config: &MachineConfig) -> Result<Ready, TwinError> {
+    async fn make(binary: &Path, folder: Folder, config: &MachineConfig) -> Result<Ready, TwinError> {
         let (flash_door, gate_door) = (listen(folder.flash())?, listen(folder.gate())?);
         let machine = Machine::start(binary, folder, config).await?;
         let events = machine.control().events();
@@ -93,6 +94,61 @@ impl Ready {
 
     pub(super) async fn end(self) {
         self.machine.end().await;
+    }
+}
+
+impl Inner {
+    /// Has a process ready in a `folder` of its own for a machine as `config` says. `resumed`: it goes on with what was parked or copied, not with a
+    /// base snapshot itself. Fails with [`ProcessError::Ended`] if the process refuses, for one what it was to go on with.
+    pub(super) async fn ready(&self, folder: Folder, config: &MachineConfig, resumed: bool) -> Result<Ready, TwinError> {
+        let base = config.restore.as_ref().and_then(|saved| if resumed { saved.base.as_ref() } else { Some(&saved.path) });
+        let base_in_memory = match base {
+            Some(base) => self.bases.in_memory(base).await,
+            None => None,
+        };
+        Ready::make(&self.binary(), folder, &MachineConfig { base_in_memory, ..config.clone() }).await
+    }
+
+    /// Lets a machine on `image` run on `flash`; `folder`, for what belongs to its process, is its own. If it begins at the gate that is the
+    /// spare, if there is one. One that boots is saved at its gate if its image has no base yet. `resumed`: it has passed the gate.
+    pub(super) async fn launch(
+        &self,
+        mut folder: Folder,
+        image: &Image,
+        config: &MachineConfig,
+        flash: &TwinFlash,
+        resumed: bool,
+    ) -> Result<Launched, TwinError> {
+        let base = config.restore.as_ref().filter(|_| !resumed).map(|base| &base.path);
+        if let Some(base) = base
+            && let Some(spare) = self.spares.take(base).await
+        {
+            let launched = async { spare.moved(folder.path())?.run(flash).await };
+            match launched.await {
+                Ok(launched) => return Ok(launched),
+                Err(error) => warn!(%error, "the machine that waited for a twin does not run; another is started"),
+            }
+            folder = Folder::make(folder.path())?;
+        }
+        let launched = async { self.ready(folder, config, resumed).await?.run(flash).await };
+        let launched = match (launched.await, base) {
+            (Err(TwinError::Process(error @ ProcessError::Ended(_))), Some(base)) => {
+                self.bases.refused(base);
+                Err(TwinError::Base(error))
+            }
+            (Ok(launched), Some(base)) => {
+                self.bases.found_whole(base);
+                Ok(launched)
+            }
+            (launched, _) => launched,
+        }?;
+        if config.restore.is_none() {
+            tokio::select! {
+                made = self.bases.make(image, launched.machine.control()) => made?,
+                () = self.stop.cancelled() => return Err(TwinError::Stopping),
+            }
+        }
+        Ok(launched)
     }
 }
 

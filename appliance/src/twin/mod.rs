@@ -55,6 +55,8 @@ const MEANS_LOOK: Duration = Duration::from_secs(10);
 pub enum TwinError {
     #[error("the twin does not run")]
     NotRunning,
+    #[error("the phone is not released, so nothing of it runs")]
+    NotReleased,
     #[error("{0} twins run already, as many as may; park one first, or raise twins.running_max")]
     TooMany(usize),
     #[error("the phone's first scan of its files has not been received yet; the twin starts by itself when it has")]
@@ -208,6 +210,12 @@ pub struct TwinsParts {
 }
 
 impl Inner {
+    /// The phone, if it may have a machine.
+    fn released(&self, phone: &PhoneId) -> Result<Phone, TwinError> {
+        let phone = self.phones.find(phone.as_str()).map_err(|_| TwinError::NotReleased)?;
+        if phone.standing == Standing::Released { Ok(phone) } else { Err(TwinError::NotReleased) }
+    }
+
     /// The program of machines' processes.
     fn binary(&self) -> PathBuf {
         self.config.binary.clone().unwrap_or_else(binary_beside_us)

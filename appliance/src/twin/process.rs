@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use image_builder::Architecture;
@@ -139,6 +140,8 @@ pub struct MachineConfig {
     pub gate: bool,
     /// A saved machine to go on with.
     pub restore: Option<Saved>,
+    /// The base snapshot among what it goes on with, read into memory.
+    pub base_in_memory: Option<Arc<std::fs::File>>,
     pub cage: Cage,
 }
 
@@ -190,6 +193,7 @@ impl MachineConfig {
             "ports": ports,
             "restore": self.restore.as_ref().map(|saved| &saved.path),
             "base": self.restore.as_ref().and_then(|saved| saved.base.as_ref()),
+            "base_on_stdin": self.base_in_memory.is_some(),
             "verify": self.restore.as_ref().is_some_and(|saved| saved.verify),
             "cage": self.cage,
         })
@@ -218,12 +222,13 @@ impl Machine {
         std::fs::write(&file, config.json(&folder).to_string()).map_err(failed("write", &file))?;
         let diagnostics = folder.diagnostics();
         let log = std::fs::File::create(&diagnostics).map_err(failed("make", &diagnostics))?;
+        let base = config.base_in_memory.as_deref().map(std::fs::File::try_clone).transpose().map_err(failed("hand on", &file))?;
         let child = dying_with_us(binary)
             .arg("--config")
             .arg(&file)
             // The last line of an error is then its cause, which we tell on.
             .env("RUST_LIB_BACKTRACE", "0")
-            .stdin(Stdio::null())
+            .stdin(base.map_or_else(Stdio::null, Stdio::from))
             .stdout(Stdio::piped())
             .stderr(Stdio::from(log))
             .kill_on_drop(true)

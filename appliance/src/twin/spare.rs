@@ -59,7 +59,7 @@ impl Inner {
         // No phone's name begins with a dot.
         let path = self.runtime.join(format!(".spare-{}", self.spares.last_number.fetch_add(1, Ordering::Relaxed)));
         let config = launch::config(&image, Some(base.clone()), self.config.cage);
-        let making = async { Ready::make(&self.binary(), Folder::make(&path)?, &config).await };
+        let making = async { self.ready(Folder::make(&path)?, &config, false).await };
         let made = tokio::select! {
             made = making => made,
             () = self.stop.cancelled() => Err(TwinError::Stopping),

@@ -1,10 +1,10 @@
 import { ActionIcon, Alert, Anchor, Breadcrumbs, Center, Group, Loader, Stack, Text, Tooltip } from '@mantine/core';
 import { IconDownload, IconFile, IconFolder, IconFolderOpen, IconHistory, IconLink } from '@tabler/icons-react';
-import { useQuery } from '@tanstack/react-query';
+import { useMutation, useQuery } from '@tanstack/react-query';
 import { useState } from 'react';
-import { useSearchParams } from 'react-router';
+import { useNavigate, useSearchParams } from 'react-router';
 
-import { fileAt, files, type FileEntry, type Phone } from '../api';
+import { fileAt, files, forkTwin, type FileEntry, type Phone } from '../api';
 import { DataTable, type Column } from '../parts/DataTable';
 import { Empty } from '../parts/Empty';
 import { Failure } from '../parts/Failure';
@@ -57,9 +57,12 @@ function Listing({ phone }: { phone: Phone }) {
         <Alert color="blue" icon={<IconHistory />}>
           <Group justify="space-between">
             <Text size="sm">The files as they were at event {Number(at).toLocaleString()} of the log.</Text>
-            <Anchor component="button" size="sm" onClick={() => go(path, null)}>
-              Show them as they are now
-            </Anchor>
+            <Group gap="md">
+              {phone.standing === 'released' && <BootThere phone={phone} position={Number(at)} />}
+              <Anchor component="button" size="sm" onClick={() => go(path, null)}>
+                Show them as they are now
+              </Anchor>
+            </Group>
           </Group>
         </Alert>
       )}
@@ -97,6 +100,21 @@ function Listing({ phone }: { phone: Phone }) {
 
 function previewable(entry: FileEntry): boolean {
   return entry.kind === 'file' && entry.size <= PREVIEW_BYTES_MAX;
+}
+
+/** Begins a copy of the twin with the files as of then, and shows it beside the twin. */
+function BootThere({ phone, position }: { phone: Phone; position: number }) {
+  const navigate = useNavigate();
+  const boot = useMutation({ mutationFn: () => forkTwin(phone.id, position), onSuccess: () => navigate(`/phones/${phone.id}`) });
+  return (
+    <>
+      <Failure error={boot.error} />
+      {boot.isPending && <Loader size={14} aria-label="A copy boots" />}
+      <Anchor component="button" size="sm" disabled={boot.isPending} onClick={() => boot.mutate()}>
+        Boot a copy as of then
+      </Anchor>
+    </>
+  );
 }
 
 function columns(phone: Phone, position: number | null, open: (entry: FileEntry) => void): Column<FileEntry>[] {

@@ -50,7 +50,7 @@ function Forked({ phone, fork }: { phone: Phone; fork: Fork }) {
   });
   const note = (
     <Group gap={6} justify="center" component="span">
-      Try anything: nothing goes to the phone
+      As of event {fork.position.toLocaleString()}. Try anything: nothing goes to the phone
       <Anchor component="button" size="xs" disabled={end.isPending} onClick={() => end.mutate()}>
         End it
       </Anchor>
@@ -115,7 +115,7 @@ function Machine({ phone }: { phone: Phone }) {
               </Text>
             )}
             <Group grow>
-              <TwinButton phone={phone} act={() => forkTwin(phone.id)} icon={<IconCopy size={16} />} label="Copy" />
+              <TwinButton phone={phone} act={() => forkTwin(phone.id, null)} icon={<IconCopy size={16} />} label="Copy" />
               <TwinButton phone={phone} act={() => actOnTwin(phone.id, 'park')} icon={<IconPlayerPause size={16} />} label="Park" />
               <Button variant="default" leftSection={<IconPlayerStop size={16} />} onClick={() => stop(true)}>
                 Stop

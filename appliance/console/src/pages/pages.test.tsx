@@ -4,6 +4,7 @@ import { expect, test, vi } from 'vitest';
 
 import { appliance, inUse, me, refusal, show, waiting } from '../testing';
 import Enrolment, { phonesReach } from './Enrolment';
+import Find from './Find';
 import { Login } from './Login';
 import PhonePage from './Phone';
 import { permissions } from '../parts/units';
@@ -176,6 +177,33 @@ test('two moments of a phone are compared, and the address keeps them', async ()
   fireEvent.click(screen.getByLabelText('Show what changed'));
   expect(await screen.findByText('No file changed between these')).toBeTruthy();
   expect(screen.getByTestId('address').textContent).toBe('/phones/p2/files?at=40&since=39');
+});
+
+test('a copy of the twin boots with the files of a moment of the past', async () => {
+  const asked = appliance({
+    'GET /api/phones/p2': [200, inUse],
+    'GET /api/phones/p2/files?path=/&position=7': [200, { path: '/', position: 7, entries: [] }],
+    'GET /api/phones/p2/log?limit=1&after=6': [200, { events: [event(7, 'file', 'file /home/x')], last: 40 }],
+    'POST /api/phones/p2/twin/forks': [200, { number: 1, at: '2026-11-01T00:00:00Z', position: 7 }],
+  });
+  phonePage('helpdesk', inUse, '/files?at=7');
+  fireEvent.click(await screen.findByText('Boot a copy as of then'));
+  await waitFor(() => expect(screen.getByTestId('address').textContent).toBe('/phones/p2'));
+  expect(asked.find(({ request }) => request === 'POST /api/phones/p2/twin/forks')?.body).toEqual({ position: 7 });
+});
+
+test('files are found on one phone after the other', async () => {
+  const step = (matches: unknown[], next: string | null) => [200, { position: 9, matches, looked_at: 3, bytes_read: 0, unread: 1, next }] as [number, unknown];
+  const match = (path: string) => ({ path, kind: 'file', size: 5, modified_at: '2026-11-01T00:00:00Z', offset: 0, excerpt: 'dear all' });
+  appliance({
+    'GET /api/phones': [200, { phones: [inUse, { ...inUse, id: 'p3', serial: 'HS-0003' }] }],
+    'GET /api/phones/p2/find?pattern=*.txt&contents=dear': step([match('/home/a%20b.txt')], '/home/m'),
+    'GET /api/phones/p2/find?pattern=*.txt&contents=dear&after=/home/m': step([match('/home/z.txt')], null),
+    'GET /api/phones/p3/find?pattern=*.txt&contents=dear': step([], null),
+  });
+  show(<Find />, '/find?name=*.txt&text=dear');
+  expect(await screen.findByText('2 files found in 2 phones · 3 files could not be read, or are too large')).toBeTruthy();
+  expect(screen.getByText('/home/a b.txt').getAttribute('href')).toBe('/phones/p2/files?path=%2Fhome&at=9');
 });
 
 test('what changed is told by path, and how', async () => {
