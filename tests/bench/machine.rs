@@ -226,7 +226,8 @@ impl Guest {
         let (cpu, start) = (self.cpu_seconds()?, Instant::now());
         let name = format!("row_{name}");
         self.type_serial(&format!("run {name} {round}\n"))?;
-        let result = self.answer(&name, round)?;
+        let whose = if let Machinery::Ours(_) = self.machinery { "our guest" } else { "the peer's guest" };
+        let result = self.answer(&name, round).context(whose)?;
         Ok((Cost { cpu_s: self.cpu_seconds()? - cpu, wall_s: start.elapsed().as_secs_f64() }, result))
     }
 
