@@ -28,8 +28,7 @@ use crate::log::PhoneLogs;
 use crate::phones::{Admission, Description, PhoneError, Phones, Standing, now_us};
 use crate::quarantine::Quarantine;
 use crate::replay::Replays;
-use connection::PeerOf;
-pub use connection::incoming;
+pub use connection::{PeerOf, incoming};
 pub use links::{Attached, Closing, Currency, Links, SendError};
 
 /// How soon a phone in quarantine asks again.

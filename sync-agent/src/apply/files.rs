@@ -35,7 +35,7 @@ pub(crate) enum Base {
 }
 
 /// A checked `Apply` with all its chunks.
-pub(crate) struct ApplyJob {
+pub struct ApplyJob {
     pub(crate) command_id: u64,
     pub(crate) changes: Vec<(FileChange, Base)>,
     pub(crate) chunks: Spool,
