@@ -242,12 +242,21 @@ impl PhoneLogs {
         phone: &PhoneId,
         kinds: impl FnOnce(u64) -> Vec<Kind>,
     ) -> Result<u64, LogError> {
+        self.append_ours_noting(phone, |first| Ok(kinds(first)))
+    }
+
+    /// The same, where something is to be noted before, which may fail.
+    pub(crate) fn append_ours_noting(
+        &self,
+        phone: &PhoneId,
+        kinds: impl FnOnce(u64) -> Result<Vec<Kind>, LogError>,
+    ) -> Result<u64, LogError> {
         let writer = self.writer(phone)?;
         let mut writer = lock(&writer);
         let first = writer.last + 1;
         let wall_us = i64::try_from(now_us()).unwrap_or(i64::MAX);
         let event = |(seq, kind)| Event { seq, wall_us, mono_us: 0, origin: Origin::Helpdesk, kind };
-        let events: Vec<Bytes> = (first..).zip(kinds(first)).map(|numbered| event(numbered).encode().into()).collect();
+        let events: Vec<Bytes> = (first..).zip(kinds(first)?).map(|numbered| event(numbered).encode().into()).collect();
         if !events.is_empty() {
             self.append(phone, &mut writer, &events)?;
         }

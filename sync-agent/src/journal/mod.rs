@@ -326,6 +326,7 @@ impl Journal {
         let id = rand::random::<[u8; 16]>().to_vec();
         let transaction = self.db.transaction()?;
         transaction.execute_batch("DELETE FROM event; DELETE FROM chunk; DELETE FROM known;")?;
+        schema::forget_positions(&transaction)?;
         set_meta(&transaction, "id", &id)?;
         set_meta(&transaction, "next_seq", &1u64.to_le_bytes())?;
         transaction.commit()?;

@@ -74,9 +74,9 @@ impl Asked {
     /// Logs the change as ours, and asks the phone to make it. Blocks.
     pub(crate) fn ask(self, services: &Services, blobs: &dyn Blobs, phone: &PhoneId) -> anyhow::Result<()> {
         blobs.put_many(&self.chunks)?;
-        services.logs.append_ours(phone, |_| vec![Kind::File(self.change.clone())])?;
+        let ours = Kind::File(self.change.clone());
         let change = wire::AppliedChange { change: Some(self.change.into()), base: Some(self.base) };
-        services.commands.apply(phone, vec![change])?;
+        services.commands.apply(phone, vec![ours], vec![change])?;
         Ok(())
     }
 }
