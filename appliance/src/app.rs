@@ -307,6 +307,7 @@ impl Parts<'_> {
             links: links.clone(),
             commands: commands.clone(),
             replays: replays.clone(),
+            proofs: proofs.clone(),
             quarantine: quarantine.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),

@@ -236,6 +236,16 @@ impl Commands {
         Ok(())
     }
 
+    /// Gives a kept command to the phone again, if it is there. Blocks.
+    pub fn again(&self, phone: &PhoneId, id: u64) -> Result<(), CommandError> {
+        let Some(waiting) = self.outbox.get(&key(phone, id))? else { return Ok(()) };
+        match self.transmit(phone, decode(&waiting)?) {
+            // It is when the phone connects again.
+            Err(CommandError::Send(_)) => Ok(()),
+            other => other,
+        }
+    }
+
     /// The answer to a command was acted on: it is not given to the phone again. Blocks.
     pub fn done(&self, phone: &PhoneId, id: u64) -> Result<(), CommandError> {
         Ok(self.outbox.delete(&key(phone, id))?)

@@ -52,6 +52,9 @@ struct Journal {
     first_position: u64,
     /// Seqs up to here count as acknowledged whatever the log holds.
     floor: u64,
+    /// It did not continue what was there: what was removed meanwhile was not told, until phone and flash have been compared.
+    #[serde(default)]
+    unproven: bool,
 }
 
 /// Where in a log a phone stood when it answered a command.
@@ -133,11 +136,27 @@ impl PhoneLogs {
         };
         let joined = join(known.is_some(), acked, first_unacked, last, writer.last > 0);
         if known.is_none() || joined.broken {
-            let journal = Journal { id: hex::encode(id), first_position: writer.last + 1, floor: joined.acked };
+            let unproven = writer.last > 0;
+            let journal = Journal { id: hex::encode(id), first_position: writer.last + 1, floor: joined.acked, unproven };
             self.journals.put(phone.as_str(), &journal)?;
         }
         writer.acked = Some(joined.acked);
         Ok(joined)
+    }
+
+    /// Whether the phone's journal did not continue its log, and phone and flash have not been found equal since.
+    pub fn is_unproven(&self, phone: &PhoneId) -> Result<bool, LogError> {
+        Ok(self.journals.get(phone.as_str())?.is_some_and(|journal| journal.unproven))
+    }
+
+    /// Phone and flash have been found equal.
+    pub fn proven(&self, phone: &PhoneId) -> Result<(), LogError> {
+        let writer = self.writer(phone)?;
+        let _writer = lock(&writer);
+        match self.journals.get(phone.as_str())? {
+            Some(journal) if journal.unproven => Ok(self.journals.put(phone.as_str(), &Journal { unproven: false, ..journal })?),
+            _ => Ok(()),
+        }
     }
 
     /// Appends events that the phone numbered `first_seq` and on; those already here are skipped. Returns the last seq that

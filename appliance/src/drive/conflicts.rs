@@ -114,6 +114,12 @@ pub(super) fn paths(change: &wire::FileChange) -> Vec<Vec<u8>> {
     std::iter::once(change.path.clone()).chain(to).collect()
 }
 
+/// Whether the phone could not read again what it was asked to.
+pub(super) fn is_failed_rescan(answer: &Answer) -> bool {
+    let asked = answer.asked.as_ref().and_then(|asked| asked.command.as_ref());
+    matches!(asked, Some(command::Command::Rescan(_))) && answer.result.status() != wire::CommandStatus::Done
+}
+
 /// The paths that the phone was asked to change.
 pub(super) fn asked(answer: &Answer) -> Vec<Vec<u8>> {
     match answer.asked.as_ref().and_then(|asked| asked.command.as_ref()) {

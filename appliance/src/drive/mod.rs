@@ -45,6 +45,8 @@ use crate::records::{RecordError, Table};
 use crate::sync::Links;
 use crate::twin::{InUse, TwinError, Twins};
 
+/// Before a phone is asked again for what it could not read.
+const RESCAN_AGAIN: Duration = Duration::from_secs(60);
 /// Events read at a time while looking for what overtook a change of ours.
 const OVERTAKEN_PAGE_EVENTS: usize = 256;
 
@@ -307,6 +309,10 @@ impl Inner {
     /// What the phone did not make is a conflict: its own version stands, and is read again so that the flash has it. So is what it made after
     /// something of its own that the log has later.
     fn answered(&self, answer: &Answer) -> Result<(), DriveError> {
+        if conflicts::is_failed_rescan(answer) {
+            self.ask_again_later(answer);
+            return Ok(());
+        }
         let mut doubtful = BTreeSet::new();
         for (change, text) in conflicts::refused(answer) {
             self.conflicts.record(&answer.phone, answer.result.command_id, &change.path, &text)?;
@@ -318,6 +324,22 @@ impl Inner {
             self.commands.done(&answer.phone, answer.result.command_id)?;
         }
         Ok(())
+    }
+
+    /// What a phone could not read again, for want of room in its journal, it is asked for until it can.
+    fn ask_again_later(&self, answer: &Answer) {
+        let (commands, phone, id) = (self.commands.clone(), answer.phone.clone(), answer.result.command_id);
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RESCAN_AGAIN) => {}
+            }
+            let (to, asking) = (phone.clone(), commands);
+            if let Err(error) = blocking(move || Ok(asking.again(&to, id)?)).await {
+                warn!(%phone, error = %Chain(&error), "the phone is not asked again");
+            }
+        });
     }
 
     /// Paths of ours of which the phone had told otherwise before it made our change, when that was in the log already: there, the phone's

@@ -275,6 +275,7 @@ impl Inner {
     fn keep(&self, phone: &PhoneId, verdict: &Verdict) -> Result<(), ProofError> {
         if verdict.equal == Some(true) {
             self.parts.logs.append_ours(phone, |_| vec![heal::proven(verdict)])?;
+            self.parts.logs.proven(phone)?;
         }
         Ok(self.parts.verdicts.put(phone.as_str(), verdict)?)
     }

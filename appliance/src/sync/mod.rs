@@ -26,6 +26,7 @@ use crate::commands::Commands;
 use crate::identity::{Authority, AuthorityError, Peer};
 use crate::log::PhoneLogs;
 use crate::phones::{Admission, Description, PhoneError, Phones, Standing, now_us};
+use crate::proof::Proofs;
 use crate::quarantine::Quarantine;
 use crate::replay::Replays;
 pub use connection::{PeerOf, incoming};
@@ -51,6 +52,7 @@ pub struct SyncService {
     pub links: Links,
     pub commands: Commands,
     pub replays: Replays,
+    pub proofs: Proofs,
     pub quarantine: Quarantine,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,

@@ -30,8 +30,9 @@ use crate::tree;
 
 /// Longest time, after all faults are healed, until nothing is left to do: scans, waits of a minute, and the longest latencies.
 const REST_S: u64 = 3600;
-/// Seconds without anything to do that count as rest.
-const QUIET_S: u32 = 5;
+/// Looks at which nothing was left to do that count as rest: together longer than a dead connection goes unnoticed.
+const QUIET_LOOKS: u32 = 10;
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Years by which a clock jumps, at most.
 const SKEW_YEARS: i64 = 3;
 const YEAR_US: i64 = 365 * 86_400 * 1_000_000;
@@ -289,17 +290,17 @@ impl World {
         let (mut quiet, until, mut why) = (0, now_ms() + REST_S * 1000, String::new());
         let mut scrubbed = !self.decayed;
         while now_ms() < until {
-            sleep(Duration::from_secs(1)).await;
+            sleep(LOOK_EVERY).await;
             self.keep_going().await?;
             match self.at_rest().await {
                 Ok(()) => quiet += 1,
                 Err(error) => (quiet, why) = (0, format!("{error:#}")),
             }
-            if quiet >= QUIET_S && scrubbed {
+            if quiet >= QUIET_LOOKS && scrubbed {
                 self.tell(|| "nothing is left to do".into());
                 return Ok(());
             }
-            if quiet >= QUIET_S {
+            if quiet >= QUIET_LOOKS {
                 scrubbed = true;
                 self.scrub().await?;
                 quiet = 0;

@@ -149,6 +149,8 @@ pub struct FilesControlPoint {
     waker: Arc<EventFd>,
     /// Those who asked for the root, answered when nothing is left to look at.
     waiting: Vec<oneshot::Sender<RootAnswer>>,
+    /// Those who asked for something to be read again, answered when all of that is in the journal, or cannot be now.
+    rescanning: Vec<oneshot::Sender<bool>>,
 }
 
 impl FilesControlPoint {
@@ -173,6 +175,7 @@ impl FilesControlPoint {
             inbox,
             waker: waker.clone(),
             waiting: Vec::new(),
+            rescanning: Vec::new(),
         };
         Ok((FilesHandle { requests, waker }, point))
     }
@@ -204,6 +207,11 @@ impl FilesControlPoint {
         }
         self.read_notices()?;
         self.tracker.step();
+        if self.tracker.is_idle() || self.tracker.is_halted() {
+            let done = !self.tracker.is_halted();
+            // Those who asked and went away do not mind.
+            self.rescanning.drain(..).for_each(|reply| { let _ = reply.send(done); });
+        }
         if self.tracker.is_idle() {
             self.answer_waiting()?;
         }
@@ -286,7 +294,10 @@ impl FilesControlPoint {
                 let _ = reply.send(answer);
             }
             Request::Rescan(path, resend, reply) => {
-                let _ = reply.send(self.tracker.rescan(&path, resend));
+                match self.tracker.rescan(&path, resend) {
+                    true => self.rescanning.push(reply),
+                    false => drop(reply.send(false)),
+                }
             }
             Request::Report(kind, text, count) => self.tracker.report(kind, text, None, count),
             Request::BeginAnew(reason) => {
