@@ -255,21 +255,6 @@ impl Parts<'_> {
             tasks: tasks.clone(),
             stop: stop.clone(),
         });
-        let drive = Drive::open(DriveParts {
-            commands: commands.clone(),
-            answers,
-            phones: phones.clone(),
-            logs: logs.clone(),
-            links: links.clone(),
-            twins: twins.clone(),
-            flashes: flashes.clone(),
-            leads,
-            conflicts: Table::new(store.kv.clone(), "conflicts"),
-            live: live.clone(),
-            lifetime: config.lease_lifetime,
-            tasks: tasks.clone(),
-            stop: stop.clone(),
-        })?;
         let proofs = Proofs::open(ProofsParts {
             phones: phones.clone(),
             logs: logs.clone(),
@@ -277,6 +262,22 @@ impl Parts<'_> {
             commands: commands.clone(),
             verdicts: Table::new(store.kv.clone(), "verdicts"),
             live: live.clone(),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        })?;
+        let drive = Drive::open(DriveParts {
+            commands: commands.clone(),
+            answers,
+            phones: phones.clone(),
+            logs: logs.clone(),
+            proofs: proofs.clone(),
+            links: links.clone(),
+            twins: twins.clone(),
+            flashes: flashes.clone(),
+            leads,
+            conflicts: Table::new(store.kv.clone(), "conflicts"),
+            live: live.clone(),
+            lifetime: config.lease_lifetime,
             tasks: tasks.clone(),
             stop: stop.clone(),
         })?;

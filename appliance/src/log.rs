@@ -52,9 +52,9 @@ struct Journal {
     first_position: u64,
     /// Seqs up to here count as acknowledged whatever the log holds.
     floor: u64,
-    /// It did not continue what was there: what was removed meanwhile was not told, until phone and flash have been compared.
+    /// The log up to here may not tell all of the phone's files; 0: nothing is in doubt.
     #[serde(default)]
-    unproven: bool,
+    doubt: u64,
 }
 
 /// Where in a log a phone stood when it answered a command.
@@ -136,26 +136,38 @@ impl PhoneLogs {
         };
         let joined = join(known.is_some(), acked, first_unacked, last, writer.last > 0);
         if known.is_none() || joined.broken {
-            let unproven = writer.last > 0;
-            let journal = Journal { id: hex::encode(id), first_position: writer.last + 1, floor: joined.acked, unproven };
+            // What was removed meanwhile, its scan will not tell.
+            let doubt = writer.last;
+            let journal = Journal { id: hex::encode(id), first_position: writer.last + 1, floor: joined.acked, doubt };
             self.journals.put(phone.as_str(), &journal)?;
         }
         writer.acked = Some(joined.acked);
         Ok(joined)
     }
 
-    /// Whether the phone's journal did not continue its log, and phone and flash have not been found equal since.
-    pub fn is_unproven(&self, phone: &PhoneId) -> Result<bool, LogError> {
-        Ok(self.journals.get(phone.as_str())?.is_some_and(|journal| journal.unproven))
+    /// What the log tells so far of the phone's files may not be what the phone has. Kept until phone and flash are found the same.
+    pub fn doubt(&self, phone: &PhoneId) -> Result<(), LogError> {
+        self.set_doubt(phone, |_, last| last)
     }
 
-    /// Phone and flash have been found equal.
-    pub fn proven(&self, phone: &PhoneId) -> Result<(), LogError> {
+    /// Whether the log is in doubt.
+    pub fn is_in_doubt(&self, phone: &PhoneId) -> Result<bool, LogError> {
+        Ok(self.journals.get(phone.as_str())?.is_some_and(|journal| journal.doubt > 0))
+    }
+
+    /// Phone and flash have been found the same at `position`.
+    pub fn proven(&self, phone: &PhoneId, position: u64) -> Result<(), LogError> {
+        self.set_doubt(phone, |doubt, _| if doubt <= position { 0 } else { doubt })
+    }
+
+    fn set_doubt(&self, phone: &PhoneId, doubt: impl FnOnce(u64, u64) -> u64) -> Result<(), LogError> {
         let writer = self.writer(phone)?;
-        let _writer = lock(&writer);
-        match self.journals.get(phone.as_str())? {
-            Some(journal) if journal.unproven => Ok(self.journals.put(phone.as_str(), &Journal { unproven: false, ..journal })?),
-            _ => Ok(()),
+        let writer = lock(&writer);
+        let Some(journal) = self.journals.get(phone.as_str())? else { return Ok(()) };
+        let doubt = doubt(journal.doubt, writer.last);
+        match doubt == journal.doubt {
+            true => Ok(()),
+            false => Ok(self.journals.put(phone.as_str(), &Journal { doubt, ..journal })?),
         }
     }
 

@@ -41,6 +41,7 @@ use crate::input::{self, TimedFrame};
 use crate::live::{Live, Notice};
 use crate::log::{LogError, PhoneLogs};
 use crate::phones::Phones;
+use crate::proof::Proofs;
 use crate::records::{RecordError, Table};
 use crate::sync::Links;
 use crate::twin::{InUse, TwinError, Twins};
@@ -108,6 +109,7 @@ pub struct Drive {
 struct Inner {
     commands: Commands,
     logs: PhoneLogs,
+    proofs: Proofs,
     links: Links,
     twins: Twins,
     flashes: Flashes,
@@ -135,6 +137,7 @@ pub struct DriveParts {
     /// The phones' answers.
     pub answers: mpsc::Receiver<Answer>,
     pub logs: PhoneLogs,
+    pub proofs: Proofs,
     pub links: Links,
     pub twins: Twins,
     pub flashes: Flashes,
@@ -154,6 +157,7 @@ impl Drive {
         let inner = Arc::new(Inner {
             commands: parts.commands,
             logs: parts.logs,
+            proofs: parts.proofs,
             links: parts.links,
             twins: parts.twins,
             flashes: parts.flashes,
@@ -319,6 +323,11 @@ impl Inner {
             doubtful.extend(conflicts::paths(&change));
         }
         doubtful.extend(self.overtaken(answer)?);
+        // Reading these again tells what is there, but not what of ours has been moved elsewhere by the phone, or lies beneath.
+        if !doubtful.is_empty() {
+            self.logs.doubt(&answer.phone)?;
+            self.proofs.settle_doubts(&answer.phone);
+        }
         doubtful.iter().try_for_each(|path| self.commands.rescan(&answer.phone, path).map(drop))?;
         if answer.asked.is_some() {
             self.commands.done(&answer.phone, answer.result.command_id)?;

@@ -17,7 +17,6 @@ use super::ingest::{Batch, Ingest, IngestError, chunks_of};
 use super::{Attached, Closing, Currency, SyncService, check_version, internal};
 use crate::log::LogError;
 use crate::phones::now_us;
-use crate::proof::How;
 
 /// A phone that opened a stream says Hello at once.
 const HELLO_MAX: Duration = Duration::from_secs(30);
@@ -74,30 +73,15 @@ async fn converse(
     info!(%phone, acked, agent = hello.agent_version, "phone streams");
     let welcome = wire::Welcome { acked_seq: acked, rules: None, wall_us: now_us() as i64 };
     tell(outgoing, ToPhone::Welcome(welcome)).await?;
-    let (resending, proving, to) = (service.commands.clone(), service.clone(), phone.clone());
+    let (resending, settling, to) = (service.commands.clone(), service.proofs.clone(), phone.clone());
     service.tasks.spawn_blocking(move || {
         if let Err(error) = resending.resend(&to) {
             tracing::warn!(phone = %to, %error, "commands that wait for the phone cannot be sent");
         }
-        prove(&proving, &to);
+        settling.settle_doubts(&to);
     });
     let mut stream = Stream { service, phone, outgoing, currency: attached.currency(), ingest: Ingest::new(acked), acked, unanswered: 0, roots: Vec::new(), results: Vec::new() };
     stream.run(&mut incoming, &mut attached).await
-}
-
-/// Has phone and flash compared if the phone's journal did not continue its log: what was removed meanwhile, its scan does not tell. Blocks.
-fn prove(service: &SyncService, phone: &PhoneId) {
-    let how = How { reread: false, heal: true };
-    match (service.logs.is_unproven(phone), service.phones.get(phone)) {
-        (Ok(true), Some(registered)) => {
-            // One that cannot begin now does when the phone connects again.
-            if let Err(error) = service.proofs.verify(registered, how) {
-                info!(%phone, %error, "the phone is not compared with its flash");
-            }
-        }
-        (Err(error), _) => tracing::warn!(%phone, %error, "whether its flash is proven cannot be told"),
-        _ => {}
-    }
 }
 
 /// Finds where the phone goes on, and asks it to read its files again if nothing else can mend what is missing.

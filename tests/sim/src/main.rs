@@ -36,6 +36,7 @@ mod world;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -72,7 +73,17 @@ struct Arguments {
 /// Seeds between two lines of progress.
 const PROGRESS_SEEDS: u64 = 500;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     ensure!(arguments.jobs > 0, "--jobs: at least 1");
     let folder = std::env::temp_dir().join("pollux-sim");

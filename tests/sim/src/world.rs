@@ -335,6 +335,8 @@ impl World {
             let settled = phone.settled().await.with_context(|| format!("{name} is off"))?;
             ensure!(settled == last, "{name}: at {last} not everything had been looked at");
             ensure!(services.proofs.standing(&registered.id).running.is_none(), "{name} is being verified");
+            let (to, id) = (services.clone(), registered.id.clone());
+            ensure!(!blocking(move || to.logs.is_in_doubt(&id)).await?, "{name}: its log is in doubt");
             let progress = services.replays.progress(&registered.id);
             ensure!(progress.trouble.is_none(), "{name}: {}", progress.trouble.unwrap_or_default());
             let (services, id) = (services.clone(), registered.id.clone());
