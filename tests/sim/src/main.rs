@@ -65,6 +65,9 @@ struct Arguments {
     /// Goes on after a seed that fails.
     #[arg(long)]
     keep_going: bool,
+    /// Prints a hash of everything that happened, for each seed.
+    #[arg(long)]
+    traces: bool,
     /// Prints what happens.
     #[arg(long, short)]
     verbose: bool,
@@ -133,7 +136,7 @@ fn child(seed: u64, arguments: &Arguments, folder: &Path) -> i32 {
     let outcome = world::run(seed, arguments.steps, &folder, arguments.verbose);
     match outcome {
         Ok(trace) => {
-            if arguments.seeds == 1 {
+            if arguments.seeds == 1 || arguments.traces {
                 println!("seed {seed}: {trace}");
             }
             0

@@ -217,11 +217,11 @@ impl Phone {
     }
 
     /// Damages the journal so that it cannot be read any more, while the agent is off.
-    pub(crate) fn damage_journal(&mut self, id: Option<Vec<u8>>) {
+    pub(crate) fn damage_journal(&mut self, id: Vec<u8>) {
         if let Some(journal) = self.image.get_mut(Path::new("journal.db")) {
             journal.iter_mut().take(4096).for_each(|byte| *byte ^= 0x55);
             self.image.remove(Path::new("journal.db-wal"));
-            self.lost_journals.extend(id);
+            self.lost_journals.push(id);
         }
     }
 

@@ -266,7 +266,7 @@ impl World {
             }
             Fault::Overflow => self.phones[at].notice(Notice::Overflow),
             Fault::JournalDamage => {
-                let id = self.phones[at].journal().map(|(_, _, id)| id);
+                let Some((_, _, id)) = self.phones[at].journal() else { return };
                 self.phones[at].crash(0).await;
                 self.phones[at].damage_journal(id);
             }
