@@ -27,5 +27,5 @@ pub mod parts {
     pub use crate::control_points::files::{FilesControlPoint, FilesHandle, Notice, Notices, Request, Watch};
     pub use crate::control_points::mmi::MmiHandle;
     pub use crate::journal::{Draft, Journal, JournalError, JournalHandle, Limits, Origination};
-    pub use crate::link::{Appliance, Connection, Ends, LinkError, rules_in_force, run as link};
+    pub use crate::link::{Appliance, CallError, Connection, Ends, LinkError, rules_in_force, run as link};
 }

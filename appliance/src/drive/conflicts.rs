@@ -62,6 +62,11 @@ impl Conflicts {
             text: text.to_owned(),
             dismissed: false,
         };
+        // An answer is given again if we crashed before it was acted on.
+        let is_known = self.table.get(&key(phone, id))?.is_some();
+        if is_known {
+            return Ok(());
+        }
         self.table.put(&key(phone, id), &conflict)?;
         *lock(&self.open).entry(phone.clone()).or_default() += 1;
         self.live.tell(Notice::Conflict { phone: phone.clone() });
@@ -130,7 +135,10 @@ pub(super) fn asked(answer: &Answer) -> Vec<Vec<u8>> {
 
 /// Whether what happens to one path can matter for the other: they are the same, or one is around the other.
 pub(super) fn meet(one: &[u8], other: &[u8]) -> bool {
-    let is_around = |around: &[u8], path: &[u8]| path.strip_prefix(around).is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'/'));
+    let is_around = |around: &[u8], path: &[u8]| {
+        let rest = path.strip_prefix(around);
+        rest.is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'/'))
+    };
     is_around(one, other) || is_around(other, one)
 }
 

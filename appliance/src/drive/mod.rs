@@ -310,8 +310,8 @@ impl Inner {
         }
     }
 
-    /// What the phone did not make is a conflict: its own version stands, and is read again so that the flash has it. So is what it made after
-    /// something of its own that the log has later.
+    /// What the phone did not make is a conflict: its own version stands, and is read again so that the flash has it. So is what it
+    /// made after something of its own that the log has later.
     fn answered(&self, answer: &Answer) -> Result<(), DriveError> {
         if conflicts::is_failed_rescan(answer) {
             self.ask_again_later(answer);

@@ -226,8 +226,8 @@ impl Proofs {
         Ok(())
     }
 
-    /// If what the log tells of the phone is in doubt ([`PhoneLogs::doubt`]), compares and heals until it is not, or the phone leaves. Call it
-    /// when the phone connects, and when there is doubt.
+    /// If what the log tells of the phone is in doubt ([`PhoneLogs::doubt`]), compares and heals until it is not, or the phone
+    /// leaves. Call it when the phone connects, and when there is doubt.
     pub fn settle_doubts(&self, phone: &PhoneId) {
         if self.inner.settling().insert(phone.clone()) {
             let (inner, phone) = (self.inner.clone(), phone.clone());

@@ -80,7 +80,17 @@ async fn converse(
         }
         settling.settle_doubts(&to);
     });
-    let mut stream = Stream { service, phone, outgoing, currency: attached.currency(), ingest: Ingest::new(acked), acked, unanswered: 0, roots: Vec::new(), results: Vec::new() };
+    let mut stream = Stream {
+        service,
+        phone,
+        outgoing,
+        currency: attached.currency(),
+        ingest: Ingest::new(acked),
+        acked,
+        unanswered: 0,
+        roots: Vec::new(),
+        results: Vec::new(),
+    };
     stream.run(&mut incoming, &mut attached).await
 }
 

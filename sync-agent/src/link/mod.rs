@@ -43,7 +43,12 @@ pub struct Ends {
 }
 
 /// A connection to the appliance: what a call goes into.
-pub type Connection = BoxCloneService<http::Request<Body>, http::Response<Body>, StdError>;
+pub type Connection = BoxCloneService<http::Request<Body>, http::Response<Body>, CallError>;
+
+/// Why a call did not come through.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct CallError(#[from] pub StdError);
 
 /// How the appliance is reached.
 pub trait Appliance: Send {
@@ -62,7 +67,7 @@ pub(crate) struct Admitted {
 impl Appliance for Admitted {
     async fn connect(&self) -> Result<Connection, LinkError> {
         let channel = tls::connect(&self.config, &self.identity, true).await?;
-        Ok(BoxCloneService::new(tower::ServiceExt::map_err(channel, StdError::from)))
+        Ok(BoxCloneService::new(tower::ServiceExt::map_err(channel, |error| CallError(error.into()))))
     }
 
     async fn ask_again(&mut self) -> Result<(), LinkError> {

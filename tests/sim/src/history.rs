@@ -63,7 +63,10 @@ impl History {
             }
             Some(Up::Batch(batch)) => {
                 let events = batch::unpack(&batch).unwrap_or_default();
-                self.tell(connection, || format!("> batch from {}: {:?}", batch.first_seq, events.iter().map(|event| &event.kind).collect::<Vec<_>>()));
+                self.tell(connection, || {
+                    let kinds: Vec<_> = events.iter().map(|event| &event.kind).collect();
+                    format!("> batch from {}: {kinds:?}", batch.first_seq)
+                });
                 let Some(journal) = self.journals.get(&connection) else { return };
                 for event in events {
                     self.trace.update(&timeless(event.clone()).encode());

@@ -20,13 +20,15 @@
 //! 4. No phone's log has anything of another phone.
 //! 5. Nothing panics, and everything comes to rest.
 //!
-//! **Left out**: corrupted messages (TLS excludes them; what a hostile phone may send is tested and fuzzed elsewhere), TLS and HTTP/2 themselves,
-//! the kernel's fanotify, decay on the phone, guests, and blocks of the database's own files but its main one.
+//! **Left out**: corrupted, doubled or reordered messages within a stream (TLS excludes them; what a hostile phone may send is tested and
+//! fuzzed elsewhere), TLS and HTTP/2 themselves, the kernel's fanotify, decay on the phone, guests, and what the database flushes by itself
+//! beside its main file.
 
 mod appliance;
 mod disk;
 mod helpdesk;
 mod history;
+mod judge;
 mod net;
 mod os;
 mod phone;

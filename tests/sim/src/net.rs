@@ -2,8 +2,8 @@
 //! messages between them are delayed, held up, lost with the connection, or come too late.
 //!
 //! What it does is what TCP and HTTP/2 may do. Within one stream messages stay in order and none is missing; when a connection
-//! breaks, each side loses a tail of what was sent and learns of it at another time, at the latest when its keepalive would tell it. What was
-//! sent before may still arrive after the phone has connected anew.
+//! breaks, each side loses a tail of what was sent and learns of it at another time, at the latest when its keepalive would tell it.
+//! What was sent before may still arrive after the phone has connected anew.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use pollux::identity::Peer;
 use pollux::sync::{PeerOf, SyncService};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use sync_agent::parts::{Appliance, Connection, LinkError};
+use sync_agent::parts::{Appliance, CallError, Connection, LinkError};
 use sync_protocol::limits::MESSAGE_BYTES_MAX;
 use sync_protocol::wire::sync_server::SyncServer;
 use tokio::sync::mpsc;
@@ -239,7 +239,8 @@ impl Line {
 impl Appliance for Line {
     async fn connect(&self) -> Result<Connection, LinkError> {
         let line = self.clone();
-        Ok(Connection::new(tower::service_fn(move |request| line.clone().call(request))))
+        let call = tower::service_fn(move |request| line.clone().call(request));
+        Ok(Connection::new(tower::ServiceExt::map_err(call, CallError)))
     }
 
     async fn ask_again(&mut self) -> Result<(), LinkError> {

@@ -1,8 +1,8 @@
 //! The ground that a run stands on, instead of the kernel's: its clocks, its randomness, and the order of its threads.
 //!
 //! These functions have the names of the C library's, so whatever is linked into this program calls them: tokio, SQLite, sled, the standard
-//! library. That is the seam, and why nothing of the agent or the appliance has one for time, chance or disks. (MadSim does the same. tokio's
-//! own paused clock is a feature that would be compiled into what is shipped, too.)
+//! library. That is the seam, and why nothing of the agent or the appliance has one for time, chance or disks. (MadSim does the same.
+//! tokio's own paused clock is a feature that would be compiled into what is shipped, too.)
 //!
 //! **Time** stands still while anything can be done, and then jumps to the next timer. **Order**: the runtime has one thread, and one
 //! more for blocking work, and never do both run: blocking work waits until the runtime has nothing left to do, and is done in the order

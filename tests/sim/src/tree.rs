@@ -78,7 +78,7 @@ fn make(home: &Path, path: PathBuf, random: &mut SmallRng, done: &mut Done) -> i
         }
         6 | 7 => std::fs::create_dir(&path)?,
         8 => {
-            std::os::unix::fs::symlink(std::ffi::OsString::from_vec([&b"/nowhere/"[..], &vec![b'x'; random.random_range(1..50)]].concat()), &path)?;
+            std::os::unix::fs::symlink(format!("/nowhere/{}", "x".repeat(random.random_range(1..50))), &path)?;
             stamp(&path);
         }
         9 if is_directory => std::fs::remove_dir_all(&path)?,

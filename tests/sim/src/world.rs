@@ -1,6 +1,5 @@
 //! One run: phones and an appliance, what people and faults do to them, and the judgement at the end.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,14 +14,13 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use sync_agent::parts::Notice;
-use sync_protocol::Hash;
-use sync_protocol::event::{Kind, Origin};
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 
 use crate::appliance::Server;
 use crate::helpdesk;
 use crate::history::History;
+use crate::judge::{check_log, verify};
 use crate::net::Line;
 use crate::os::{self, now_ms};
 use crate::phone::Phone;
@@ -96,7 +94,7 @@ pub(crate) struct World {
     decayed: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -369,59 +367,6 @@ impl World {
         let messages: u64 = self.phones.iter().map(|phone| lock(&phone.history).messages).sum();
         Ok(format!("{} ({messages} messages, {} s)", trace.finalize().to_hex(), now_ms() / 1000))
     }
-}
-
-/// Phone and appliance find themselves the same.
-async fn verify(services: &Services, phone: &Registered) -> anyhow::Result<()> {
-    services.proofs.verify(phone.clone(), How { reread: true, heal: false })?;
-    while services.proofs.standing(&phone.id).running.is_some() {
-        sleep(Duration::from_millis(100)).await;
-    }
-    let verdict = services.proofs.standing(&phone.id).last.context("a verdict")?;
-    ensure!(verdict.equal == Some(true), "phone and appliance find themselves different: {verdict:?}");
-    ensure!(verdict.findings.is_empty(), "what differed had not been noticed: {:?}", verdict.findings);
-    Ok(())
-}
-
-/// Invariants 1, 2 and 4.
-fn check_log(phone: &Phone, log: &[(u64, sync_protocol::event::Event)]) -> anyhow::Result<()> {
-    let history = lock(&phone.history);
-    if let Some(wrong) = &history.wrong {
-        bail!("{wrong}");
-    }
-    let (mut there, mut last) = (HashSet::new(), 0);
-    for (position, event) in log.iter().filter(|(_, event)| event.origin == Origin::Phone) {
-        ensure!(there.insert(Hash::of(&event.clone().encode())), "the event at {position} is in the log twice");
-        ensure!(event.seq == last + 1 || event.seq == 1, "after event {last}, the log has {} at {position}", event.seq);
-        last = event.seq;
-        match &event.kind {
-            Kind::Mmi(frame) => ensure!(frame.device_id == phone.number as u32, "the event at {position} is another phone's"),
-            Kind::File(change) => {
-                ensure!(change.path.as_path().starts_with(&phone.home), "the file at {position} is another phone's");
-            }
-            _ => {}
-        }
-    }
-    for ((journal, seq), hash) in &history.sent {
-        let acked = history.acked.get(journal).copied().unwrap_or(0);
-        ensure!(*seq > acked || there.contains(hash), "event {seq} was acknowledged, and is not in the log");
-    }
-    let touches: Vec<u32> = log
-        .iter()
-        .filter(|(_, event)| event.origin == Origin::Phone)
-        .filter_map(|(_, event)| match &event.kind {
-            Kind::Mmi(frame) => Some(frame.events.first()?.value.cast_unsigned()),
-            _ => None,
-        })
-        .collect();
-    ensure!(touches.is_sorted_by(|one, next| one < next), "input came out of order: {touches:?}");
-    for kept in &phone.kept {
-        let is_lost = phone.lost_journals.contains(&kept.journal);
-        let acked = history.acked.get(&kept.journal).copied().unwrap_or(0);
-        let must = !is_lost || kept.seq <= acked;
-        ensure!(!must || touches.contains(&kept.mark), "event {} was kept by the agent, and is not in the log", kept.seq);
-    }
-    Ok(())
 }
 
 /// A phone that is let in.

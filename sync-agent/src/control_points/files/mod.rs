@@ -210,7 +210,9 @@ impl FilesControlPoint {
         if self.tracker.is_idle() || self.tracker.is_halted() {
             let done = !self.tracker.is_halted();
             // Those who asked and went away do not mind.
-            self.rescanning.drain(..).for_each(|reply| { let _ = reply.send(done); });
+            for reply in self.rescanning.drain(..) {
+                let _ = reply.send(done);
+            }
         }
         if self.tracker.is_idle() {
             self.answer_waiting()?;
