@@ -98,13 +98,18 @@ pub struct Appliance {
 /// What is on disk, opened.
 struct Opened {
     lock: Flock<OwnedFd>,
+    stored: Stored,
+    first_login: Option<FirstLogin>,
+    local_token: String,
+}
+
+/// What is kept in the store and beside it.
+struct Stored {
     store: Store,
     authority: Arc<Authority>,
     phones: Phones,
     users: Users,
     intelligence: Intelligence,
-    first_login: Option<FirstLogin>,
-    local_token: String,
 }
 
 impl Appliance {
@@ -126,12 +131,13 @@ impl Appliance {
 
         let mut names = config.names.clone();
         names.push(sync_protocol::APPLIANCE_SERVER_NAME.to_owned());
-        let server = opened.authority.issue_server(&names)?;
+        let server = opened.stored.authority.issue_server(&names)?;
         let (console_tls, sync_tls) = (server.console_tls()?, server.sync_tls()?);
 
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let parts = Parts { config: &config, opened: &opened, sync_address, stop: &stop, tasks: &tasks };
+        let Opened { lock, stored, first_login, local_token } = opened;
+        let parts = Parts { config: &config, stored: &stored, local_token: &local_token, sync_address, stop: &stop, tasks: &tasks };
         let (services, sync_service) = parts.wire()?;
 
         let connections = tls::accept(http, console_tls, stop.clone(), &tasks);
@@ -147,26 +153,21 @@ impl Appliance {
                 error!(%error, "the phones' server ended");
             }
         });
-        for phone in services.phones.list() {
-            if phone.standing == Standing::Released {
-                services.quarantine.admitted(&phone.id);
-            }
-        }
         let endpoint = config.data.join(ENDPOINT_FILE);
-        write_endpoint(&endpoint, http_address, sync_address, &opened.authority)?;
+        write_endpoint(&endpoint, http_address, sync_address, &stored.authority)?;
         info!(console = %http_address, phones = %sync_address, data = %config.data.display(), "the appliance runs");
         Ok(Appliance {
             http_address,
             sync_address,
-            first_login: opened.first_login,
+            first_login,
             ca_pem: services.ca_pem.to_string(),
             ca_sha256: services.ca_sha256.to_string(),
-            local_token: opened.local_token,
+            local_token,
             services,
             tasks,
             stop,
             endpoint,
-            _lock: opened.lock,
+            _lock: lock,
         })
     }
 
@@ -191,21 +192,34 @@ impl Drop for Appliance {
     }
 }
 
+/// The appliance over a store that is open, without its sockets: what a simulator runs. Its tasks run until `stop`. Blocks.
+pub fn assemble(
+    config: &Config,
+    store: Store,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<(Services, SyncService), StartError> {
+    let (stored, local_token) = (Stored::open(config, store)?, local_token(&config.data.join(TOKEN_FILE))?);
+    let sync_address = config.sync_listen;
+    Parts { config, stored: &stored, local_token: &local_token, sync_address, stop, tasks }.wire()
+}
+
 struct Parts<'a> {
     config: &'a Config,
-    opened: &'a Opened,
+    stored: &'a Stored,
+    local_token: &'a str,
     sync_address: SocketAddr,
     stop: &'a CancellationToken,
     tasks: &'a TaskTracker,
 }
 
 impl Parts<'_> {
-    /// The wiring: what each part is given of the others.
+    /// The wiring: what each part is given of the others. Released phones are followed from here on.
     fn wire(&self) -> Result<(Services, SyncService), StartError> {
-        let Parts { config, opened, .. } = self;
+        let Parts { config, stored, .. } = self;
         let (stop, tasks) = (self.stop.clone(), self.tasks.clone());
-        let store = &opened.store;
-        let phones = opened.phones.clone();
+        let store = &stored.store;
+        let phones = stored.phones.clone();
         let live = Live::default();
         let origins = Table::new(store.kv.clone(), "origins");
         let leads = Leads::default();
@@ -234,28 +248,13 @@ impl Parts<'_> {
             logs: logs.clone(),
             flashes: flashes.clone(),
             twins: twins.clone(),
-            intelligence: opened.intelligence.clone(),
+            intelligence: stored.intelligence.clone(),
             origins,
             phones: phones.clone(),
             live: live.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),
         });
-        let drive = Drive::open(DriveParts {
-            commands: commands.clone(),
-            answers,
-            phones: phones.clone(),
-            logs: logs.clone(),
-            links: links.clone(),
-            twins: twins.clone(),
-            flashes: flashes.clone(),
-            leads,
-            conflicts: Table::new(store.kv.clone(), "conflicts"),
-            live: live.clone(),
-            lifetime: config.lease_lifetime,
-            tasks: tasks.clone(),
-            stop: stop.clone(),
-        })?;
         let proofs = Proofs::open(ProofsParts {
             phones: phones.clone(),
             logs: logs.clone(),
@@ -263,6 +262,22 @@ impl Parts<'_> {
             commands: commands.clone(),
             verdicts: Table::new(store.kv.clone(), "verdicts"),
             live: live.clone(),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        })?;
+        let drive = Drive::open(DriveParts {
+            commands: commands.clone(),
+            answers,
+            phones: phones.clone(),
+            logs: logs.clone(),
+            proofs: proofs.clone(),
+            links: links.clone(),
+            twins: twins.clone(),
+            flashes: flashes.clone(),
+            leads,
+            conflicts: Table::new(store.kv.clone(), "conflicts"),
+            live: live.clone(),
+            lifetime: config.lease_lifetime,
             tasks: tasks.clone(),
             stop: stop.clone(),
         })?;
@@ -286,18 +301,19 @@ impl Parts<'_> {
             live: live.clone(),
         };
         let sync = SyncService {
-            authority: opened.authority.clone(),
+            authority: stored.authority.clone(),
             phones: phones.clone(),
             logs: logs.clone(),
             blobs: store.blobs.clone(),
             links: links.clone(),
             commands: commands.clone(),
             replays: replays.clone(),
+            proofs: proofs.clone(),
             quarantine: quarantine.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),
         };
-        let logins = Logins::new(opened.users.clone(), config.login_lifetime, &opened.local_token);
+        let logins = Logins::new(stored.users.clone(), config.login_lifetime, self.local_token);
         let services = Services {
             logins: Arc::new(logins),
             phones,
@@ -313,16 +329,21 @@ impl Parts<'_> {
             replays,
             twins,
             drive,
-            intelligence: opened.intelligence.clone(),
+            intelligence: stored.intelligence.clone(),
             live,
             tasks,
             stop,
-            ca_pem: opened.authority.certificate_pem().into(),
-            ca_sha256: opened.authority.fingerprint().into(),
+            ca_pem: stored.authority.certificate_pem().into(),
+            ca_sha256: stored.authority.fingerprint().into(),
             sync_address: self.sync_address,
             started_us: now_us(),
             demo: config.demo(),
         };
+        for phone in services.phones.list() {
+            if phone.standing == Standing::Released {
+                services.quarantine.admitted(&phone.id);
+            }
+        }
         Ok((services, sync))
     }
 }
@@ -340,16 +361,24 @@ fn open(config: &Config) -> Result<Opened, StartError> {
         StoreBackend::Memory => Store::memory(),
         StoreBackend::Sled => Store::open(&data.join("store"), store::EmbeddedOptions::default())?,
     };
-    let authority = Arc::new(Authority::open(&data.join("identity"))?);
-    let phones = Phones::open(Table::new(store.kv.clone(), "phones"), Table::new(store.kv.clone(), "codes"))?;
-    let facts = data.join("facts");
-    let facts = usage::store::FactStore::open(&facts).map_err(folder("cannot keep facts in", &facts))?;
-    let (assignments, troubles) = (Table::new(store.kv.clone(), "assignments"), Table::new(store.kv.clone(), "usage-troubles"));
-    let intelligence = Intelligence::open(facts, phones.clone(), assignments, troubles)?;
-    let users = Users::new(Table::new(store.kv.clone(), "users"));
-    let first_login = first_login(&users)?;
+    let stored = Stored::open(config, store)?;
+    let first_login = first_login(&stored.users)?;
     let local_token = local_token(&data.join(TOKEN_FILE))?;
-    Ok(Opened { lock, store, authority, phones, users, intelligence, first_login, local_token })
+    Ok(Opened { lock, stored, first_login, local_token })
+}
+
+impl Stored {
+    fn open(config: &Config, store: Store) -> Result<Stored, StartError> {
+        let authority = Arc::new(Authority::open(&config.data.join("identity"))?);
+        let phones = Phones::open(Table::new(store.kv.clone(), "phones"), Table::new(store.kv.clone(), "codes"))?;
+        let path = config.data.join("facts");
+        let failed = |source| StartError::Folder { action: "cannot keep facts in", path: path.clone(), source };
+        let facts = usage::store::FactStore::open(&path).map_err(failed)?;
+        let (assignments, troubles) = (Table::new(store.kv.clone(), "assignments"), Table::new(store.kv.clone(), "usage-troubles"));
+        let intelligence = Intelligence::open(facts, phones.clone(), assignments, troubles)?;
+        let users = Users::new(Table::new(store.kv.clone(), "users"));
+        Ok(Stored { store, authority, phones, users, intelligence })
+    }
 }
 
 /// Keeps a second appliance off the same data.

@@ -1,9 +1,9 @@
 //! What the appliance asks of phones, and what became of it.
 //!
 //! ```text
-//!   issue ─▶ log ("issued") ─▶ outbox ─▶ sent ─▶ answered ─▶ log ("outcome")
-//!                                 ▲        │
-//!                                 └────────┘ the stream broke: sent again with the same id
+//!   issue ─▶ outbox ─▶ log ("issued") ─▶ sent ─▶ answered ─▶ log ("outcome")
+//!              │                           ▲│
+//!              └ not in the log: dropped   └┘ the stream broke: sent again with the same id
 //! ```
 //!
 //! Promises: a file change for a phone is kept until the phone has answered it, across restarts of either side; input is sent at most
@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
-use store::{Blobs, PhoneId};
-use sync_protocol::event::{Frame, Kind};
+use store::{Blobs, PhoneId, StoreError};
+use sync_protocol::event::{Event, Frame, Kind};
 use sync_protocol::limits::{CHUNKS_MESSAGE_BYTES_MAX, INPUT_FRAMES_MAX};
 use sync_protocol::wire::{self, command};
 use sync_protocol::{Hash, chunking};
@@ -40,6 +40,8 @@ pub enum CommandError {
     OutboxFull(PhoneId),
     #[error("a command in the outbox is damaged: {0}")]
     Damaged(String),
+    #[error("a chunk for the phone cannot be read: {0}")]
+    Chunk(#[source] StoreError),
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
@@ -124,15 +126,15 @@ impl Commands {
         Ok(())
     }
 
-    /// Asks for file changes; kept until answered. The chunks they name are in the blob store. Blocks.
-    pub fn apply(&self, phone: &PhoneId, changes: Vec<wire::AppliedChange>) -> Result<u64, CommandError> {
+    /// Logs `ours`, and with it asks for file changes; kept until answered. The chunks they name are in the blob store. Blocks.
+    pub fn apply(&self, phone: &PhoneId, ours: Vec<Kind>, changes: Vec<wire::AppliedChange>) -> Result<u64, CommandError> {
         let apply = wire::Apply { changes, chunks: Vec::new() };
-        self.keep(phone, command::Command::Apply(apply))
+        self.keep(phone, ours, command::Command::Apply(apply))
     }
 
     /// Asks to read `path` again and to send all of it; kept until answered. Blocks.
     pub fn rescan(&self, phone: &PhoneId, path: &[u8]) -> Result<u64, CommandError> {
-        self.keep(phone, command::Command::Rescan(wire::RescanRequest { path: path.to_vec(), resend: true }))
+        self.keep(phone, Vec::new(), command::Command::Rescan(wire::RescanRequest { path: path.to_vec(), resend: true }))
     }
 
     /// Tells the phone's user that an operator drives, or no longer does. Blocks.
@@ -204,7 +206,12 @@ impl Commands {
     /// Sends everything that waits for `phone`, in order: it has just connected. Blocks.
     pub fn resend(&self, phone: &PhoneId) -> Result<(), CommandError> {
         for waiting in self.outbox.list_under(&format!("{phone}/"))? {
-            match self.transmit(phone, decode(&waiting)?) {
+            let command = decode(&waiting)?;
+            if !self.is_logged(phone, &command)? {
+                self.outbox.delete(&key(phone, command.id))?;
+                continue;
+            }
+            match self.transmit(phone, command) {
                 // What does not fit now is sent when the phone connects again.
                 Err(CommandError::Send(_)) => return Ok(()),
                 other => other?,
@@ -224,12 +231,24 @@ impl Commands {
         if asked.is_some() || result.status() != wire::CommandStatus::Done {
             self.logs.append_ours(phone, |_| vec![Kind::Outcome(result.clone())])?;
         }
-        if asked.is_some() {
-            self.outbox.delete(&key)?;
-        }
         // An error means that we are stopping.
         let _ = self.answers.blocking_send(Answer { phone: phone.clone(), asked, result });
         Ok(())
+    }
+
+    /// Gives a kept command to the phone again, if it is there. Blocks.
+    pub fn again(&self, phone: &PhoneId, id: u64) -> Result<(), CommandError> {
+        let Some(waiting) = self.outbox.get(&key(phone, id))? else { return Ok(()) };
+        match self.transmit(phone, decode(&waiting)?) {
+            // It is when the phone connects again.
+            Err(CommandError::Send(_)) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The answer to a command was acted on: it is not given to the phone again. Blocks.
+    pub fn done(&self, phone: &PhoneId, id: u64) -> Result<(), CommandError> {
+        Ok(self.outbox.delete(&key(phone, id))?)
     }
 
     /// A phone wants chunks of file changes that we asked for. Blocks.
@@ -238,8 +257,14 @@ impl Commands {
         let mut bytes = 0;
         for hash in wanted {
             let Ok(hash) = Hash::try_from(hash.as_slice()) else { continue };
-            // One that is missing stays unanswered: the phone reports that the change failed.
-            let Ok(chunk) = self.blobs.get(&store::BlobHash::from(hash.0)) else { continue };
+            let chunk = match self.blobs.get(&store::BlobHash::from(hash.0)) {
+                Ok(chunk) => chunk,
+                Err(StoreError::BlobMissing(_) | StoreError::BlobDamaged(_)) => {
+                    self.give_up(phone, &hash)?;
+                    continue;
+                }
+                Err(source) => return Err(CommandError::Chunk(source)),
+            };
             let packed = chunking::pack(hash, &chunk);
             if bytes + packed.zstd.len() > CHUNKS_MESSAGE_BYTES_MAX {
                 self.links.send_chunks(phone, std::mem::take(&mut message))?;
@@ -254,14 +279,39 @@ impl Commands {
         Ok(())
     }
 
-    /// Logs, keeps and sends a command.
-    fn keep(&self, phone: &PhoneId, command: command::Command) -> Result<u64, CommandError> {
+    /// Answers for the phone what waits for a chunk that is not here any more: it cannot be made, and what comes after it can.
+    fn give_up(&self, phone: &PhoneId, lost: &Hash) -> Result<(), CommandError> {
+        for waiting in self.outbox.list_under(&format!("{phone}/"))? {
+            let command = decode(&waiting)?;
+            if names_chunk(&command, lost) {
+                let text = format!("chunk {lost} is not stored any more");
+                let mut result = wire::CommandResult { command_id: command.id, text, ..Default::default() };
+                result.set_status(wire::CommandStatus::Failed);
+                self.answered(phone, result)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a kept command is in the log; if not, we crashed before anybody was told of it.
+    fn is_logged(&self, phone: &PhoneId, command: &wire::Command) -> Result<bool, CommandError> {
+        let there = self.logs.read(phone, command.id, 1)?;
+        Ok(matches!(there.first(), Some((_, Event { kind: Kind::Issued(issued), .. })) if issued == command))
+    }
+
+    /// Keeps, logs and sends a command; with it, in one step, `ours` is logged.
+    fn keep(&self, phone: &PhoneId, mut ours: Vec<Kind>, command: command::Command) -> Result<u64, CommandError> {
         if self.waiting(phone)? >= OUTBOX_MAX {
             return Err(CommandError::OutboxFull(phone.clone()));
         }
-        let command = self.log(phone, command)?;
-        let waiting = Waiting { id: command.id, command: hex::encode(command.encode_to_vec()) };
-        self.outbox.put(&key(phone, command.id), &waiting)?;
+        let mut command = wire::Command { id: 0, command: Some(command) };
+        self.logs.append_ours_noting(phone, |first| {
+            command.id = first + ours.len() as u64;
+            let waiting = Waiting { id: command.id, command: hex::encode(command.encode_to_vec()) };
+            self.outbox.put(&key(phone, command.id), &waiting)?;
+            ours.push(Kind::Issued(command.clone()));
+            Ok(ours)
+        })?;
         let id = command.id;
         match self.transmit(phone, command) {
             Ok(()) | Err(CommandError::Send(_)) => Ok(id),
@@ -307,6 +357,16 @@ pub fn describe(command: &wire::Command) -> String {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a command asks for a file that has this chunk.
+fn names_chunk(command: &wire::Command, chunk: &Hash) -> bool {
+    let Some(command::Command::Apply(apply)) = &command.command else { return false };
+    let ops = apply.changes.iter().filter_map(|change| change.change.as_ref()?.op.as_ref());
+    ops.into_iter().any(|op| match op {
+        wire::file_change::Op::Put(put) => put.chunks.iter().any(|named| named.hash == chunk.0),
+        _ => false,
+    })
 }
 
 fn key(phone: &PhoneId, id: u64) -> String {

@@ -52,6 +52,9 @@ struct Journal {
     first_position: u64,
     /// Seqs up to here count as acknowledged whatever the log holds.
     floor: u64,
+    /// The log up to here may not tell all of the phone's files; 0: nothing is in doubt.
+    #[serde(default)]
+    doubt: u64,
 }
 
 /// Where in a log a phone stood when it answered a command.
@@ -133,11 +136,39 @@ impl PhoneLogs {
         };
         let joined = join(known.is_some(), acked, first_unacked, last, writer.last > 0);
         if known.is_none() || joined.broken {
-            let journal = Journal { id: hex::encode(id), first_position: writer.last + 1, floor: joined.acked };
+            // What was removed meanwhile, its scan will not tell.
+            let doubt = writer.last;
+            let journal = Journal { id: hex::encode(id), first_position: writer.last + 1, floor: joined.acked, doubt };
             self.journals.put(phone.as_str(), &journal)?;
         }
         writer.acked = Some(joined.acked);
         Ok(joined)
+    }
+
+    /// What the log tells so far of the phone's files may not be what the phone has. Kept until phone and flash are found the same.
+    pub fn doubt(&self, phone: &PhoneId) -> Result<(), LogError> {
+        self.set_doubt(phone, |_, last| last)
+    }
+
+    /// Whether the log is in doubt.
+    pub fn is_in_doubt(&self, phone: &PhoneId) -> Result<bool, LogError> {
+        Ok(self.journals.get(phone.as_str())?.is_some_and(|journal| journal.doubt > 0))
+    }
+
+    /// Phone and flash have been found the same at `position`.
+    pub fn proven(&self, phone: &PhoneId, position: u64) -> Result<(), LogError> {
+        self.set_doubt(phone, |doubt, _| if doubt <= position { 0 } else { doubt })
+    }
+
+    fn set_doubt(&self, phone: &PhoneId, doubt: impl FnOnce(u64, u64) -> u64) -> Result<(), LogError> {
+        let writer = self.writer(phone)?;
+        let writer = lock(&writer);
+        let Some(journal) = self.journals.get(phone.as_str())? else { return Ok(()) };
+        let doubt = doubt(journal.doubt, writer.last);
+        match doubt == journal.doubt {
+            true => Ok(()),
+            false => Ok(self.journals.put(phone.as_str(), &Journal { doubt, ..journal })?),
+        }
     }
 
     /// Appends events that the phone numbered `first_seq` and on; those already here are skipped. Returns the last seq that
@@ -242,12 +273,21 @@ impl PhoneLogs {
         phone: &PhoneId,
         kinds: impl FnOnce(u64) -> Vec<Kind>,
     ) -> Result<u64, LogError> {
+        self.append_ours_noting(phone, |first| Ok(kinds(first)))
+    }
+
+    /// The same, where something is to be noted before, which may fail.
+    pub(crate) fn append_ours_noting(
+        &self,
+        phone: &PhoneId,
+        kinds: impl FnOnce(u64) -> Result<Vec<Kind>, LogError>,
+    ) -> Result<u64, LogError> {
         let writer = self.writer(phone)?;
         let mut writer = lock(&writer);
         let first = writer.last + 1;
         let wall_us = i64::try_from(now_us()).unwrap_or(i64::MAX);
         let event = |(seq, kind)| Event { seq, wall_us, mono_us: 0, origin: Origin::Helpdesk, kind };
-        let events: Vec<Bytes> = (first..).zip(kinds(first)).map(|numbered| event(numbered).encode().into()).collect();
+        let events: Vec<Bytes> = (first..).zip(kinds(first)?).map(|numbered| event(numbered).encode().into()).collect();
         if !events.is_empty() {
             self.append(phone, &mut writer, &events)?;
         }

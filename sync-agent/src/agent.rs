@@ -98,7 +98,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     };
     let result = tokio::select! {
         () = &mut stop => Ok(()),
-        error = link::run(config, identity, ends) => Err(AgentError::Link(LinkFailure(error))),
+        error = link::run(config.clone(), link::Admitted { config, identity }, ends) => Err(AgentError::Link(LinkFailure(error))),
     };
     // The link is dropped by now, and with it the handles that kept these alive.
     if drive_task.await.is_err() {
@@ -116,7 +116,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
 /// Axes of the remote panel on a phone without a panel of its own.
 const PANEL_WITHOUT_MODEL: (u32, u32) = (32_767, 32_767);
 
-fn report_start(journal: &mut Journal, origination: &Origination) {
+/// Journals that the agent started, and how it found its journal.
+pub fn report_start(journal: &mut Journal, origination: &Origination) {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let control = |kind, text| Draft {
         stamp: clock::now(),

@@ -6,11 +6,11 @@ use nix::time::{ClockId, clock_gettime};
 
 /// When something happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
+pub struct Stamp {
     /// Since the Unix epoch; jumps when the phone's clock is set.
-    pub(crate) wall_us: i64,
+    pub wall_us: i64,
     /// Since boot, suspension included.
-    pub(crate) mono_us: u64,
+    pub mono_us: u64,
 }
 
 pub(crate) fn now() -> Stamp {

@@ -17,3 +17,15 @@ mod control_points;
 pub mod identity;
 mod journal;
 mod link;
+
+/// The agent's parts, for whoever puts them together in other surroundings than a phone: a simulator.
+pub mod parts {
+    pub use crate::agent::report_start;
+    pub use crate::apply::drive::DriveHandle;
+    pub use crate::apply::input::InputSink;
+    pub use crate::clock::Stamp;
+    pub use crate::control_points::files::{FilesControlPoint, FilesHandle, Notice, Notices, Request, Watch};
+    pub use crate::control_points::mmi::MmiHandle;
+    pub use crate::journal::{Draft, Journal, JournalError, JournalHandle, Limits, Origination};
+    pub use crate::link::{Appliance, CallError, Connection, Ends, LinkError, rules_in_force, run as link};
+}

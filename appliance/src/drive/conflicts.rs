@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use store::PhoneId;
-use sync_protocol::wire::{ChangeStatus, command};
+use sync_protocol::wire::{self, ChangeStatus, command};
 
 use super::{DriveError, lock};
 use crate::commands::Answer;
@@ -62,6 +62,11 @@ impl Conflicts {
             text: text.to_owned(),
             dismissed: false,
         };
+        // An answer is given again if we crashed before it was acted on.
+        let is_known = self.table.get(&key(phone, id))?.is_some();
+        if is_known {
+            return Ok(());
+        }
         self.table.put(&key(phone, id), &conflict)?;
         *lock(&self.open).entry(phone.clone()).or_default() += 1;
         self.live.tell(Notice::Conflict { phone: phone.clone() });
@@ -87,11 +92,11 @@ fn key(phone: &PhoneId, id: u64) -> String {
 }
 
 /// The changes of ours that the phone did not make, and why.
-pub(super) fn refused(answer: &Answer) -> Vec<(Vec<u8>, String)> {
+pub(super) fn refused(answer: &Answer) -> Vec<(wire::FileChange, String)> {
     let Some(command::Command::Apply(apply)) = answer.asked.as_ref().and_then(|asked| asked.command.as_ref()) else {
         return Vec::new();
     };
-    let paths = apply.changes.iter().filter_map(|change| change.change.as_ref()).map(|change| change.path.clone());
+    let changes = apply.changes.iter().filter_map(|change| change.change.as_ref());
     let results = &answer.result.changes;
     let outcome = |at: usize| match results.get(at) {
         // The command failed as a whole.
@@ -102,7 +107,39 @@ pub(super) fn refused(answer: &Answer) -> Vec<(Vec<u8>, String)> {
             _ => Some(format!("the phone could not: {}", result.text)),
         },
     };
-    paths.enumerate().filter_map(|(at, path)| Some((path, outcome(at)?))).collect()
+    changes.enumerate().filter_map(|(at, change)| Some((change.clone(), outcome(at)?))).collect()
+}
+
+/// The paths that a change is about.
+pub(super) fn paths(change: &wire::FileChange) -> Vec<Vec<u8>> {
+    let to = match &change.op {
+        Some(wire::file_change::Op::Rename(rename)) => Some(rename.to.clone()),
+        _ => None,
+    };
+    std::iter::once(change.path.clone()).chain(to).collect()
+}
+
+/// Whether the phone could not read again what it was asked to.
+pub(super) fn is_failed_rescan(answer: &Answer) -> bool {
+    let asked = answer.asked.as_ref().and_then(|asked| asked.command.as_ref());
+    matches!(asked, Some(command::Command::Rescan(_))) && answer.result.status() != wire::CommandStatus::Done
+}
+
+/// The paths that the phone was asked to change.
+pub(super) fn asked(answer: &Answer) -> Vec<Vec<u8>> {
+    match answer.asked.as_ref().and_then(|asked| asked.command.as_ref()) {
+        Some(command::Command::Apply(apply)) => apply.changes.iter().filter_map(|change| change.change.as_ref()).flat_map(paths).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether what happens to one path can matter for the other: they are the same, or one is around the other.
+pub(super) fn meet(one: &[u8], other: &[u8]) -> bool {
+    let is_around = |around: &[u8], path: &[u8]| {
+        let rest = path.strip_prefix(around);
+        rest.is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'/'))
+    };
+    is_around(one, other) || is_around(other, one)
 }
 
 #[cfg(test)]
@@ -128,7 +165,7 @@ mod tests {
 
     #[test]
     fn only_what_was_not_made_is_a_conflict() {
-        let paths = |results| refused(&answer(results)).into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+        let paths = |results| refused(&answer(results)).into_iter().map(|(change, _)| change.path).collect::<Vec<_>>();
         assert!(paths(vec![ChangeStatus::Applied, ChangeStatus::Unchanged]).is_empty());
         assert_eq!(paths(vec![ChangeStatus::Applied, ChangeStatus::Conflict]), [b"/b".to_vec()]);
         assert_eq!(paths(vec![]), [b"/a".to_vec(), b"/b".to_vec()]);

@@ -182,9 +182,9 @@ impl Inner {
             Before::Entry(hash) => Base::BaseEntry(hash.to_vec()),
             Before::Any => Base::BaseAny(true),
         };
-        self.logs.append_ours(phone, |_| vec![Kind::File(change.clone())])?;
+        let ours = Kind::File(change.clone());
         let change = wire::AppliedChange { change: Some(change.into()), base: Some(base) };
-        self.commands.apply(phone, vec![change])?;
+        self.commands.apply(phone, vec![ours], vec![change])?;
         Ok(())
     }
 

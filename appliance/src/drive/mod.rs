@@ -17,13 +17,13 @@ mod conflicts;
 mod lease;
 mod settle;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use flash::GuestChange;
 use store::PhoneId;
-use sync_protocol::event::Frame;
+use sync_protocol::event::{Frame, Kind, Origin};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,9 +41,15 @@ use crate::input::{self, TimedFrame};
 use crate::live::{Live, Notice};
 use crate::log::{LogError, PhoneLogs};
 use crate::phones::Phones;
+use crate::proof::Proofs;
 use crate::records::{RecordError, Table};
 use crate::sync::Links;
 use crate::twin::{InUse, TwinError, Twins};
+
+/// Before a phone is asked again for what it could not read.
+const RESCAN_AGAIN: Duration = Duration::from_secs(60);
+/// Events read at a time while looking for what overtook a change of ours.
+const OVERTAKEN_PAGE_EVENTS: usize = 256;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
@@ -103,6 +109,7 @@ pub struct Drive {
 struct Inner {
     commands: Commands,
     logs: PhoneLogs,
+    proofs: Proofs,
     links: Links,
     twins: Twins,
     flashes: Flashes,
@@ -130,6 +137,7 @@ pub struct DriveParts {
     /// The phones' answers.
     pub answers: mpsc::Receiver<Answer>,
     pub logs: PhoneLogs,
+    pub proofs: Proofs,
     pub links: Links,
     pub twins: Twins,
     pub flashes: Flashes,
@@ -149,6 +157,7 @@ impl Drive {
         let inner = Arc::new(Inner {
             commands: parts.commands,
             logs: parts.logs,
+            proofs: parts.proofs,
             links: parts.links,
             twins: parts.twins,
             flashes: parts.flashes,
@@ -301,13 +310,67 @@ impl Inner {
         }
     }
 
-    /// What the phone did not make is a conflict: its own version stands, and is read again so that the flash has it.
+    /// What the phone did not make is a conflict: its own version stands, and is read again so that the flash has it. So is what it
+    /// made after something of its own that the log has later.
     fn answered(&self, answer: &Answer) -> Result<(), DriveError> {
-        for (path, text) in conflicts::refused(answer) {
-            self.conflicts.record(&answer.phone, answer.result.command_id, &path, &text)?;
-            self.commands.rescan(&answer.phone, &path)?;
+        if conflicts::is_failed_rescan(answer) {
+            self.ask_again_later(answer);
+            return Ok(());
+        }
+        let mut doubtful = BTreeSet::new();
+        for (change, text) in conflicts::refused(answer) {
+            self.conflicts.record(&answer.phone, answer.result.command_id, &change.path, &text)?;
+            doubtful.extend(conflicts::paths(&change));
+        }
+        doubtful.extend(self.overtaken(answer)?);
+        // Reading these again tells what is there, but not what of ours has been moved elsewhere by the phone, or lies beneath.
+        if !doubtful.is_empty() {
+            self.logs.doubt(&answer.phone)?;
+            self.proofs.settle_doubts(&answer.phone);
+        }
+        doubtful.iter().try_for_each(|path| self.commands.rescan(&answer.phone, path).map(drop))?;
+        if answer.asked.is_some() {
+            self.commands.done(&answer.phone, answer.result.command_id)?;
         }
         Ok(())
+    }
+
+    /// What a phone could not read again, for want of room in its journal, it is asked for until it can.
+    fn ask_again_later(&self, answer: &Answer) {
+        let (commands, phone, id) = (self.commands.clone(), answer.phone.clone(), answer.result.command_id);
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RESCAN_AGAIN) => {}
+            }
+            let (to, asking) = (phone.clone(), commands);
+            if let Err(error) = blocking(move || Ok(asking.again(&to, id)?)).await {
+                warn!(%phone, error = %Chain(&error), "the phone is not asked again");
+            }
+        });
+    }
+
+    /// Paths of ours of which the phone had told otherwise before it made our change, when that was in the log already: there, the phone's
+    /// seems to have come last.
+    fn overtaken(&self, answer: &Answer) -> Result<Vec<Vec<u8>>, DriveError> {
+        let ours = conflicts::asked(answer);
+        let mut position = answer.result.command_id;
+        let mut overtaken = Vec::new();
+        while !ours.is_empty() {
+            let page = self.logs.read(&answer.phone, position + 1, OVERTAKEN_PAGE_EVENTS)?;
+            let Some((last, _)) = page.last() else { break };
+            position = *last;
+            let by_phone = page.iter().filter(|(_, event)| event.origin == Origin::Phone && event.seq <= answer.result.at_seq);
+            for (_, event) in by_phone {
+                if let Kind::File(change) = &event.kind {
+                    let theirs = conflicts::paths(&change.clone().into());
+                    let met = ours.iter().filter(|ours| theirs.iter().any(|theirs| conflicts::meet(ours, theirs)));
+                    overtaken.extend(met.cloned());
+                }
+            }
+        }
+        Ok(overtaken)
     }
 }
 

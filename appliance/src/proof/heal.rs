@@ -176,16 +176,14 @@ fn put_back(
     let healed = control(ControlKind::Healed, outcome.clone(), Some(path.clone()), decay.position);
     let base = now.map_or(Base::BaseAbsent(true), |entry| Base::BaseEntry(entry.hash().to_vec()));
     let change = |change: FileChange, base| wire::AppliedChange { change: Some(change.into()), base: Some(base) };
-    let changes = if decay.told {
-        parts.logs.append_ours(&phone.id, |_| vec![healed, Kind::File(put.clone())])?;
-        vec![change(put, base)]
+    let (ours, changes) = if decay.told {
+        (vec![healed, Kind::File(put.clone())], vec![change(put, base)])
     } else {
         // The phone takes it for what it should be, so that only what is not there is written.
-        parts.logs.append_ours(&phone.id, |_| vec![healed])?;
         let remove = FileChange { path: path.clone(), op: FileOp::Remove };
-        vec![change(remove, base), change(put, Base::BaseAbsent(true))]
+        (vec![healed], vec![change(remove, base), change(put, Base::BaseAbsent(true))])
     };
-    parts.commands.apply(&phone.id, changes)?;
+    parts.commands.apply(&phone.id, ours, changes)?;
     Ok(told(outcome))
 }
 

@@ -22,13 +22,14 @@
 //! - A chunk that is stored here decayed: see [`crate::scrub`].
 //!
 //! Promises: one verification of a phone at a time, bounded in time, questions and memory; each difference and what became of it is an
-//! event of the phone's log. Leaves out: when to verify.
+//! event of the phone's log; what is known to be doubtful is settled without being asked, across restarts. Leaves out: when to verify
+//! otherwise.
 
 mod compare;
 mod heal;
 mod verify;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ use verify::Verification;
 
 /// Verifications at once: each holds a copy of a flash's tree.
 const RUNNING_MAX: usize = 4;
+/// Between two verifications of a phone whose log stays in doubt.
+const SETTLE_AGAIN: Duration = Duration::from_secs(10);
 /// Of paths, that are kept with a verdict.
 const PATH_BYTES_MAX: usize = 64 * 1024;
 /// Longest that one may take: a phone that reads some 60 GB.
@@ -196,6 +199,8 @@ pub struct ProofsParts {
 struct Inner {
     parts: ProofsParts,
     standings: Mutex<HashMap<PhoneId, Standing>>,
+    /// Phones whose doubts are being settled.
+    settling: Mutex<HashSet<PhoneId>>,
 }
 
 impl Proofs {
@@ -207,7 +212,7 @@ impl Proofs {
                 standings.insert(phone.id, Standing { running: None, last: Some(Arc::new(verdict)) });
             }
         }
-        Ok(Proofs { inner: Arc::new(Inner { parts, standings: Mutex::new(standings) }) })
+        Ok(Proofs { inner: Arc::new(Inner { parts, standings: Mutex::new(standings), settling: Mutex::default() }) })
     }
 
     pub fn standing(&self, phone: &PhoneId) -> Standing {
@@ -216,26 +221,68 @@ impl Proofs {
 
     /// Begins to verify a phone that is connected; [`Proofs::standing`] tells how it goes.
     pub fn verify(&self, phone: Phone, how: How) -> Result<(), ProofError> {
-        self.inner.parts.commands.gone(&phone.id)?;
-        {
-            let mut standings = self.inner.standings();
-            if standings.values().filter(|standing| standing.running.is_some()).count() >= RUNNING_MAX {
-                return Err(ProofError::TooMany);
-            }
-            let standing = standings.entry(phone.id.clone()).or_default();
-            if standing.running.is_some() {
-                return Err(ProofError::Running);
-            }
-            standing.running = Some("begins".to_owned());
-        }
+        self.inner.enter(&phone)?;
         self.inner.parts.tasks.spawn(self.inner.clone().run(phone, how));
         Ok(())
+    }
+
+    /// If what the log tells of the phone is in doubt ([`PhoneLogs::doubt`]), compares and heals until it is not, or the phone
+    /// leaves. Call it when the phone connects, and when there is doubt.
+    pub fn settle_doubts(&self, phone: &PhoneId) {
+        if self.inner.settling().insert(phone.clone()) {
+            let (inner, phone) = (self.inner.clone(), phone.clone());
+            self.inner.parts.tasks.spawn(async move {
+                inner.settle(&phone).await;
+                inner.settling().remove(&phone);
+            });
+        }
     }
 }
 
 impl Inner {
     fn standings(&self) -> MutexGuard<'_, HashMap<PhoneId, Standing>> {
         self.standings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settling(&self) -> MutexGuard<'_, HashSet<PhoneId>> {
+        self.settling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a verification begins, if it may.
+    fn enter(&self, phone: &Phone) -> Result<(), ProofError> {
+        self.parts.commands.gone(&phone.id)?;
+        let mut standings = self.standings();
+        if standings.values().filter(|standing| standing.running.is_some()).count() >= RUNNING_MAX {
+            return Err(ProofError::TooMany);
+        }
+        let standing = standings.entry(phone.id.clone()).or_default();
+        if standing.running.is_some() {
+            return Err(ProofError::Running);
+        }
+        standing.running = Some("begins".to_owned());
+        Ok(())
+    }
+
+    async fn settle(self: &Arc<Self>, id: &PhoneId) {
+        let how = How { reread: false, heal: true };
+        while let Ok(gone) = self.parts.commands.gone(id) {
+            let (this, of) = (self.clone(), id.clone());
+            match blocking(move || Ok(this.parts.logs.is_in_doubt(&of)?)).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => warn!(phone = %id, error = %Chain(&error), "whether its log is in doubt cannot be told"),
+            }
+            if let Some(phone) = self.parts.phones.get(id)
+                && self.enter(&phone).is_ok()
+            {
+                self.clone().run(phone, how).await;
+            }
+            tokio::select! {
+                () = self.parts.stop.cancelled() => return,
+                () = gone.cancelled() => {}
+                () = tokio::time::sleep(SETTLE_AGAIN) => {}
+            }
+        }
     }
 
     fn tell(&self, phone: &PhoneId, change: impl FnOnce(&mut Standing)) {
@@ -275,6 +322,7 @@ impl Inner {
     fn keep(&self, phone: &PhoneId, verdict: &Verdict) -> Result<(), ProofError> {
         if verdict.equal == Some(true) {
             self.parts.logs.append_ours(phone, |_| vec![heal::proven(verdict)])?;
+            self.parts.logs.proven(phone, verdict.position)?;
         }
         Ok(self.parts.verdicts.put(phone.as_str(), verdict)?)
     }

@@ -18,7 +18,7 @@ use crate::identity::{Authority, Peer};
 
 /// Judged once, when the connection was made; every request on it carries this.
 #[derive(Clone)]
-pub struct PeerOf(pub(super) Peer);
+pub struct PeerOf(pub Peer);
 
 /// A connection that tonic can serve.
 pub struct PhoneConnection {

@@ -26,10 +26,10 @@ use crate::commands::Commands;
 use crate::identity::{Authority, AuthorityError, Peer};
 use crate::log::PhoneLogs;
 use crate::phones::{Admission, Description, PhoneError, Phones, Standing, now_us};
+use crate::proof::Proofs;
 use crate::quarantine::Quarantine;
 use crate::replay::Replays;
-use connection::PeerOf;
-pub use connection::incoming;
+pub use connection::{PeerOf, incoming};
 pub use links::{Attached, Closing, Currency, Links, SendError};
 
 /// How soon a phone in quarantine asks again.
@@ -52,6 +52,7 @@ pub struct SyncService {
     pub links: Links,
     pub commands: Commands,
     pub replays: Replays,
+    pub proofs: Proofs,
     pub quarantine: Quarantine,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,

@@ -24,6 +24,8 @@ const HELLO_MAX: Duration = Duration::from_secs(30);
 const WANTED_MAX: usize = sync_protocol::limits::NEED_CHUNKS_MAX;
 /// Commands that a phone has not answered yet: agents queue only some dozens.
 const COMMANDS_UNANSWERED_MAX: usize = 32;
+/// Answers that wait for the events they are as of: as many as are under way, and some.
+const RESULTS_WAITING_MAX: usize = 2 * COMMANDS_UNANSWERED_MAX;
 /// Root hashes that wait for the events they are of.
 const ROOTS_WAITING_MAX: usize = 16;
 
@@ -71,13 +73,24 @@ async fn converse(
     info!(%phone, acked, agent = hello.agent_version, "phone streams");
     let welcome = wire::Welcome { acked_seq: acked, rules: None, wall_us: now_us() as i64 };
     tell(outgoing, ToPhone::Welcome(welcome)).await?;
-    let (resending, to) = (service.commands.clone(), phone.clone());
+    let (resending, settling, to) = (service.commands.clone(), service.proofs.clone(), phone.clone());
     service.tasks.spawn_blocking(move || {
         if let Err(error) = resending.resend(&to) {
             tracing::warn!(phone = %to, %error, "commands that wait for the phone cannot be sent");
         }
+        settling.settle_doubts(&to);
     });
-    let mut stream = Stream { service, phone, outgoing, currency: attached.currency(), ingest: Ingest::new(acked), acked, unanswered: 0, roots: Vec::new() };
+    let mut stream = Stream {
+        service,
+        phone,
+        outgoing,
+        currency: attached.currency(),
+        ingest: Ingest::new(acked),
+        acked,
+        unanswered: 0,
+        roots: Vec::new(),
+        results: Vec::new(),
+    };
     stream.run(&mut incoming, &mut attached).await
 }
 
@@ -122,6 +135,8 @@ struct Stream<'a> {
     unanswered: usize,
     /// Root hashes told by the phone for events that are not durable yet.
     roots: Vec<wire::HaveRoot>,
+    /// Answers to commands, as of events that are not durable yet.
+    results: Vec<wire::CommandResult>,
 }
 
 impl Stream<'_> {
@@ -150,10 +165,13 @@ impl Stream<'_> {
         match message.message {
             Some(FromPhone::Batch(batch)) => self.take_batch(batch).await,
             Some(FromPhone::Chunks(chunks)) => self.take_chunks(chunks).await,
+            Some(FromPhone::Result(_)) if self.results.len() >= RESULTS_WAITING_MAX => {
+                Err(Status::resource_exhausted("too many answers as of events that have not come"))
+            }
             Some(FromPhone::Result(result)) => {
                 self.unanswered = self.unanswered.saturating_sub(1);
-                let (commands, phone) = (self.service.commands.clone(), self.phone.clone());
-                blocking(move || commands.answered(&phone, result).map_err(|e| internal("noting an answer", &e))).await
+                self.results.push(result);
+                self.take_results().await
             }
             Some(FromPhone::NeedChunks(wanted)) if wanted.hashes.len() > WANTED_MAX => {
                 Err(Status::invalid_argument(format!("NeedChunks: {} hashes", wanted.hashes.len())))
@@ -258,7 +276,22 @@ impl Stream<'_> {
         self.acked = acked;
         tell(self.outgoing, ToPhone::Ack(wire::Ack { seq: acked })).await?;
         self.tell_roots();
-        Ok(())
+        self.take_results().await
+    }
+
+    /// Takes the answers as of events that are durable by now.
+    async fn take_results(&mut self) -> Result<(), Status> {
+        let acked = self.acked;
+        let reached: Vec<wire::CommandResult> = self.results.extract_if(.., |result| result.at_seq <= acked).collect();
+        if reached.is_empty() {
+            return Ok(());
+        }
+        let (commands, phone) = (self.service.commands.clone(), self.phone.clone());
+        blocking(move || {
+            let answered = reached.into_iter().try_for_each(|result| commands.answered(&phone, result));
+            answered.map_err(|e| internal("noting an answer", &e))
+        })
+        .await
     }
 
     fn tell_roots(&mut self) {

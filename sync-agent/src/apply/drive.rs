@@ -25,13 +25,13 @@ enum Ask {
 
 /// A way to the task, which ends with the last of them.
 #[derive(Clone)]
-pub(crate) struct DriveHandle {
+pub struct DriveHandle {
     asks: mpsc::UnboundedSender<Ask>,
 }
 
 impl DriveHandle {
     /// Starts the task. Without a sink, because the phone has no uinput, input fails with `no_sink`.
-    pub(crate) fn start<S: InputSink + 'static>(
+    pub fn start<S: InputSink + 'static>(
         sink: Result<S, String>,
         lease_file: PathBuf,
         files: FilesHandle,

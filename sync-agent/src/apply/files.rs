@@ -35,7 +35,7 @@ pub(crate) enum Base {
 }
 
 /// A checked `Apply` with all its chunks.
-pub(crate) struct ApplyJob {
+pub struct ApplyJob {
     pub(crate) command_id: u64,
     pub(crate) changes: Vec<(FileChange, Base)>,
     pub(crate) chunks: Spool,
@@ -120,8 +120,13 @@ impl ApplyJob {
             .journal()
             .call(move |journal| journal.record_result(&adopted, &kept))
         {
-            // A scan will take the deed for the phone's own, which is true enough; asked again, it is already so.
-            tracing::warn!(%error, "cannot record what was applied");
+            // What was done is not known to be ours: a scan finds it, or that it has gone since, which only the appliance could tell.
+            tracker.distrust(&error);
+            result.set_status(CommandStatus::Partly);
+            for change in result.changes.iter_mut().filter(|change| made.contains(&change.status())) {
+                change.set_status(ChangeStatus::Failed);
+                change.text = format!("it was made, and cannot be recorded: {error}");
+            }
         }
         result
     }

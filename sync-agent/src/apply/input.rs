@@ -10,7 +10,7 @@ use sync_protocol::seat::{Seat, SeatError};
 pub(crate) const REMOTE_PREFIX: &str = "Pollux Remote";
 
 /// Where frames go: uinput on a phone.
-pub(crate) trait InputSink: Send {
+pub trait InputSink: Send {
     /// Largest values of the panel's axes.
     fn panel(&self) -> (u32, u32);
     /// Feeds one frame, of the keyboard or the panel; the sink ends it with a SYN_REPORT.

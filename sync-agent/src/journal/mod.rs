@@ -28,7 +28,8 @@ use sync_protocol::limits::{BATCH_EVENTS_MAX, RESULTS_REMEMBERED};
 use sync_protocol::path::PhonePath;
 use sync_protocol::wire;
 
-pub(crate) use owner::{JournalHandle, JournalThread};
+pub use owner::JournalHandle;
+pub(crate) use owner::JournalThread;
 
 use crate::clock::Stamp;
 use crate::control_points::files::known::{Known, KnownChange, KnownTree};
@@ -57,13 +58,13 @@ impl Limits {
 
 /// An event before it has a seq.
 #[derive(Clone, Debug)]
-pub(crate) struct Draft {
-    pub(crate) stamp: Stamp,
-    pub(crate) kind: Kind,
+pub struct Draft {
+    pub stamp: Stamp,
+    pub kind: Kind,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum JournalError {
+pub enum JournalError {
     #[error("the journal has reached its limit, or the disk is full")]
     Full,
     #[error("the journal is damaged")]
@@ -90,7 +91,7 @@ impl From<rusqlite::Error> for JournalError {
 
 /// How a journal came to be.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Origination {
+pub enum Origination {
     Fresh,
     Resumed,
     /// The one found was damaged, for this reason.
@@ -105,7 +106,7 @@ enum Staged {
     Drop,
 }
 
-pub(crate) struct Journal {
+pub struct Journal {
     db: Connection,
     id: Vec<u8>,
     limits: Limits,
@@ -118,7 +119,7 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// Opens the journal in `directory`, or begins one.
-    pub(crate) fn open(
+    pub fn open(
         directory: &Path,
         limits: Limits,
     ) -> Result<(Self, Origination), JournalError> {
@@ -166,17 +167,17 @@ impl Journal {
     }
 
     /// Identifies this journal's numbering.
-    pub(crate) fn id(&self) -> &[u8] {
+    pub fn id(&self) -> &[u8] {
         &self.id
     }
 
     /// Seq of the oldest event that the appliance may lack; `last_seq() + 1` when there is none.
-    pub(crate) fn first_unacked(&self) -> u64 {
+    pub fn first_unacked(&self) -> u64 {
         self.acked + 1
     }
 
     /// Seq of the newest event ever appended, 0 if there is none.
-    pub(crate) fn last_seq(&self) -> u64 {
+    pub fn last_seq(&self) -> u64 {
         self.next_seq - 1
     }
 
@@ -190,7 +191,7 @@ impl Journal {
         Ok((pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?)
     }
 
-    pub(crate) fn limits(&self) -> Limits {
+    pub fn limits(&self) -> Limits {
         self.limits
     }
 
@@ -200,7 +201,7 @@ impl Journal {
     }
 
     /// Appends events durably and returns the seq of the last. All or none.
-    pub(crate) fn append(&mut self, drafts: Vec<Draft>) -> Result<u64, JournalError> {
+    pub fn append(&mut self, drafts: Vec<Draft>) -> Result<u64, JournalError> {
         self.append_all(drafts, &[], &[], Staged::Keep)
             .inspect_err(|_| self.make_room())
     }
@@ -325,6 +326,7 @@ impl Journal {
         let id = rand::random::<[u8; 16]>().to_vec();
         let transaction = self.db.transaction()?;
         transaction.execute_batch("DELETE FROM event; DELETE FROM chunk; DELETE FROM known;")?;
+        schema::forget_positions(&transaction)?;
         set_meta(&transaction, "id", &id)?;
         set_meta(&transaction, "next_seq", &1u64.to_le_bytes())?;
         transaction.commit()?;

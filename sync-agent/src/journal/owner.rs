@@ -1,6 +1,6 @@
-//! The thread that owns the journal. Others hand it closures, so that each of their steps is one uninterrupted turn.
+//! Who owns the journal: a thread, which others hand closures, so that each of their steps is one uninterrupted turn.
 
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use tokio::sync::{oneshot, watch};
@@ -8,11 +8,13 @@ use tokio::sync::{oneshot, watch};
 use super::{Journal, JournalError};
 
 type Turn = Box<dyn FnOnce(&mut Journal) + Send>;
+/// Has a turn taken, now or soon; false if nobody is there to take it.
+type Take = dyn Fn(Turn) -> bool + Send + Sync;
 
 /// A way to the journal; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct JournalHandle {
-    turns: mpsc::Sender<Turn>,
+pub struct JournalHandle {
+    take: Arc<Take>,
     last_seq: watch::Receiver<u64>,
 }
 
@@ -22,24 +24,16 @@ pub(crate) struct JournalThread {
 }
 
 impl JournalThread {
-    pub(crate) fn start(mut journal: Journal) -> (JournalHandle, Self) {
+    pub(crate) fn start(journal: Journal) -> (JournalHandle, Self) {
         let (turns, inbox) = mpsc::channel::<Turn>();
-        let (announce, last_seq) = watch::channel(journal.last_seq());
-        let body = move || {
-            for turn in inbox {
-                turn(&mut journal);
-                announce.send_if_modified(|last| {
-                    let is_new = *last != journal.last_seq();
-                    *last = journal.last_seq();
-                    is_new
-                });
-            }
-        };
+        let (mut owner, last_seq) = Owner::of(journal);
+        let body = move || inbox.into_iter().for_each(|turn| owner.take(turn));
         let thread = thread::Builder::new()
             .name("journal".into())
             .spawn(body)
             .expect("a thread can be started");
-        (JournalHandle { turns, last_seq }, Self { thread })
+        let take = Arc::new(move |turn| turns.send(turn).is_ok());
+        (JournalHandle { take, last_seq }, Self { thread })
     }
 
     pub(crate) fn join(self) {
@@ -49,31 +43,64 @@ impl JournalThread {
     }
 }
 
+struct Owner {
+    journal: Journal,
+    announce: watch::Sender<u64>,
+}
+
+impl Owner {
+    fn of(journal: Journal) -> (Self, watch::Receiver<u64>) {
+        let (announce, last_seq) = watch::channel(journal.last_seq());
+        (Self { journal, announce }, last_seq)
+    }
+
+    fn take(&mut self, turn: Turn) {
+        turn(&mut self.journal);
+        let now = self.journal.last_seq();
+        self.announce.send_if_modified(|last| std::mem::replace(last, now) != now);
+    }
+}
+
 impl JournalHandle {
+    /// A way to a journal without a thread: whoever takes a turn takes it there and then.
+    pub fn without_thread(journal: Journal) -> Self {
+        let (owner, last_seq) = Owner::of(journal);
+        let owner = Mutex::new(owner);
+        let take = move |turn| {
+            owner.lock().unwrap_or_else(PoisonError::into_inner).take(turn);
+            true
+        };
+        Self { take: Arc::new(take), last_seq }
+    }
+
     /// Takes a turn from a thread and waits for it.
-    pub(crate) fn call<R: Send + 'static>(
+    pub fn call<R: Send + 'static>(
         &self,
         turn: impl FnOnce(&mut Journal) -> Result<R, JournalError> + Send + 'static,
     ) -> Result<R, JournalError> {
         let (reply, answer) = mpsc::sync_channel(1);
         let turn = Box::new(move |journal: &mut Journal| drop(reply.send(turn(journal))));
-        self.turns.send(turn).map_err(|_| JournalError::Ended)?;
+        if !(self.take)(turn) {
+            return Err(JournalError::Ended);
+        }
         answer.recv().map_err(|_| JournalError::Ended)?
     }
 
     /// Takes a turn from a task.
-    pub(crate) async fn ask<R: Send + 'static>(
+    pub async fn ask<R: Send + 'static>(
         &self,
         turn: impl FnOnce(&mut Journal) -> Result<R, JournalError> + Send + 'static,
     ) -> Result<R, JournalError> {
         let (reply, answer) = oneshot::channel();
         let turn = Box::new(move |journal: &mut Journal| drop(reply.send(turn(journal))));
-        self.turns.send(turn).map_err(|_| JournalError::Ended)?;
+        if !(self.take)(turn) {
+            return Err(JournalError::Ended);
+        }
         answer.await.map_err(|_| JournalError::Ended)?
     }
 
     /// Follows the seq of the newest event.
-    pub(crate) fn last_seq(&self) -> watch::Receiver<u64> {
+    pub fn last_seq(&self) -> watch::Receiver<u64> {
         self.last_seq.clone()
     }
 }

@@ -117,6 +117,19 @@ fn chunk_hashes(body: &[u8]) -> Vec<Hash> {
     }
 }
 
+/// Results of commands stay, but not as of which event they are: that is numbered anew.
+pub(super) fn forget_positions(db: &Transaction<'_>) -> Result<(), JournalError> {
+    let mut select = db.prepare("SELECT command_id, body FROM result")?;
+    let rows = select.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+    let results: Vec<(i64, Vec<u8>)> = rows.collect::<Result<_, _>>()?;
+    for (command_id, body) in results {
+        let result = wire::CommandResult::decode(body.as_slice()).unwrap_or_default();
+        let body = wire::CommandResult { at_seq: 0, ..result }.encode_to_vec();
+        db.execute("UPDATE result SET body = ? WHERE command_id = ?", params![body, command_id])?;
+    }
+    Ok(())
+}
+
 /// Drops chunks that no event names, except those staged for one that is still to come.
 pub(super) fn drop_unused(db: &Connection) -> Result<(), JournalError> {
     db.prepare_cached("DELETE FROM chunk WHERE uses <= 0 AND staged = 0")?

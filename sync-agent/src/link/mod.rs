@@ -18,6 +18,9 @@ use std::error::Error;
 use std::sync::Arc;
 
 use tonic::Code;
+use tonic::body::Body;
+use tonic::codegen::{StdError, http};
+use tower::util::BoxCloneService;
 
 use crate::apply::drive::DriveHandle;
 use crate::config::Config;
@@ -28,19 +31,52 @@ use crate::journal::JournalHandle;
 use backoff::Backoff;
 
 pub(crate) use register::until_admitted;
-pub(crate) use stream::rules_in_force;
+pub use stream::rules_in_force;
 
 /// What the link moves data between.
 #[derive(Clone)]
-pub(crate) struct Ends {
-    pub(crate) journal: JournalHandle,
-    pub(crate) files: FilesHandle,
-    pub(crate) mmi: MmiHandle,
-    pub(crate) drive: DriveHandle,
+pub struct Ends {
+    pub journal: JournalHandle,
+    pub files: FilesHandle,
+    pub mmi: MmiHandle,
+    pub drive: DriveHandle,
+}
+
+/// A connection to the appliance: what a call goes into.
+pub type Connection = BoxCloneService<http::Request<Body>, http::Response<Body>, CallError>;
+
+/// Why a call did not come through.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct CallError(#[from] pub StdError);
+
+/// How the appliance is reached.
+pub trait Appliance: Send {
+    /// Connects as the phone that was admitted.
+    fn connect(&self) -> impl Future<Output = Result<Connection, LinkError>> + Send;
+    /// Asks for admission again, because it seems to hold no longer.
+    fn ask_again(&mut self) -> impl Future<Output = Result<(), LinkError>> + Send;
+}
+
+/// As a phone reaches it: over TLS, with the certificate that it was given.
+pub(crate) struct Admitted {
+    pub(crate) config: Arc<Config>,
+    pub(crate) identity: Identity,
+}
+
+impl Appliance for Admitted {
+    async fn connect(&self) -> Result<Connection, LinkError> {
+        let channel = tls::connect(&self.config, &self.identity, true).await?;
+        Ok(BoxCloneService::new(tower::ServiceExt::map_err(channel, |error| CallError(error.into()))))
+    }
+
+    async fn ask_again(&mut self) -> Result<(), LinkError> {
+        register::ask(&self.config, &mut self.identity).await.map(drop)
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
+pub enum LinkError {
     #[error("cannot reach the appliance")]
     Transport(#[from] tonic::transport::Error),
     #[error("the appliance refuses: {}", .0.message())]
@@ -99,11 +135,11 @@ pub(crate) fn describe(error: &(dyn Error + 'static)) -> String {
 }
 
 /// Streams for as long as the agent runs. Ends only if the journal or the identity fails.
-pub(crate) async fn run(config: Arc<Config>, mut identity: Identity, ends: Ends) -> LinkError {
+pub async fn run(config: Arc<Config>, mut appliance: impl Appliance, ends: Ends) -> LinkError {
     let mut backoff = Backoff::default();
     let mut session = commands::Session::default();
     loop {
-        let error = match stream::run(&config, &identity, &ends, &mut session, &mut backoff).await {
+        let error = match stream::run(&config, &appliance, &ends, &mut session, &mut backoff).await {
             Ok(never) => match never {},
             Err(error @ (LinkError::Journal(_) | LinkError::Identity(_))) => return error,
             Err(error) => error,
@@ -113,8 +149,8 @@ pub(crate) async fn run(config: Arc<Config>, mut identity: Identity, ends: Ends)
         tracing::warn!(error = describe(&error), "the link is down");
         tokio::time::sleep(backoff.next()).await;
         if error.doubts_certificate() {
-            match register::ask(&config, &mut identity).await {
-                Ok(_) => tracing::info!("asked for admission again"),
+            match appliance.ask_again().await {
+                Ok(()) => tracing::info!("asked for admission again"),
                 Err(error) => tracing::warn!(error = describe(&error), "cannot ask for admission"),
             }
         }

@@ -20,10 +20,9 @@ use tonic::Streaming;
 
 use super::backoff::Backoff;
 use super::commands::{self, Order, Session};
-use super::{Ends, LinkError, tls};
+use super::{Appliance, Ends, LinkError};
 use crate::config::Config;
 use crate::control_points::files::Request;
-use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
 
 /// Until the appliance says Welcome.
@@ -45,13 +44,12 @@ pub(super) type Outbound = mpsc::Sender<PhoneMessage>;
 /// Streams until something breaks, which is the only way it ends.
 pub(super) async fn run(
     config: &Arc<Config>,
-    identity: &Identity,
+    appliance: &impl Appliance,
     ends: &Ends,
     session: &mut Session,
     backoff: &mut Backoff,
 ) -> Result<Infallible, LinkError> {
-    let channel = tls::connect(config, identity, true).await?;
-    let mut client = SyncClient::new(channel)
+    let mut client = SyncClient::new(appliance.connect().await?)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
@@ -131,7 +129,7 @@ async fn agree(acked: u64, ends: &Ends) -> Result<u64, LinkError> {
 }
 
 /// The rules that hold: the appliance's, if it ever sent any.
-pub(crate) fn rules_in_force(
+pub fn rules_in_force(
     journal: &mut Journal,
     own: &Scope,
 ) -> Result<(Scope, bool), JournalError> {

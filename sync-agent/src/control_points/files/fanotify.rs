@@ -18,9 +18,11 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use sync_protocol::path::PhonePath;
 
+use super::Notices;
+
 /// Where to look.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Notice {
+pub enum Notice {
     Changed(PhonePath),
     Renamed(PhonePath, PhonePath),
     /// Notices were lost.
@@ -115,8 +117,7 @@ impl Fanotify {
         }
     }
 
-    /// The notices that have come, without waiting; none if there are none. Call again until there are none.
-    pub(crate) fn read(&mut self) -> io::Result<Vec<Notice>> {
+    fn read_group(&mut self) -> io::Result<Vec<Notice>> {
         let length = match self.group.read(&mut self.buffer) {
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Vec::new()),
@@ -176,8 +177,12 @@ impl Fanotify {
     }
 }
 
-impl AsFd for Fanotify {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+impl Notices for Fanotify {
+    fn read(&mut self) -> io::Result<Vec<Notice>> {
+        self.read_group()
+    }
+
+    fn wakes(&self) -> BorrowedFd<'_> {
         self.group.as_fd()
     }
 }

@@ -340,7 +340,7 @@ impl Tracker {
     }
 
     /// The journal did not take what the tree already has: back to what the journal has.
-    fn distrust(&mut self, error: &JournalError) {
+    pub(crate) fn distrust(&mut self, error: &JournalError) {
         tracing::warn!(%error, "cannot write the journal");
         self.trouble.get_or_insert_with(|| error.to_string());
         self.retry_at =

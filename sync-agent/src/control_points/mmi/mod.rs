@@ -34,7 +34,7 @@ const FRAMES_WAITING_MAX: usize = 4096;
 
 /// A way to the thread.
 #[derive(Clone)]
-pub(crate) struct MmiHandle {
+pub struct MmiHandle {
     state: Arc<State>,
 }
 
@@ -51,6 +51,14 @@ pub(crate) struct MmiThread {
 }
 
 impl MmiHandle {
+    /// Of a capture that has not begun.
+    pub fn new(off: bool) -> io::Result<Self> {
+        let waker = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self {
+            state: Arc::new(State { is_off: off.into(), is_stopped: false.into(), waker }),
+        })
+    }
+
     /// Stops or resumes the capture, as rules say.
     pub(crate) fn set_off(&self, off: bool) {
         self.state.is_off.store(off, Ordering::Relaxed);
@@ -70,18 +78,13 @@ impl MmiThread {
         directory: &Path,
         off: bool,
     ) -> io::Result<(MmiHandle, Self)> {
-        let waker = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let state = Arc::new(State {
-            is_off: off.into(),
-            is_stopped: false.into(),
-            waker,
-        });
+        let handle = MmiHandle::new(off)?;
         let (frames, waiting) = sync_channel(FRAMES_WAITING_MAX);
         let lost = Arc::new(AtomicU64::new(0));
         let mut point = MmiControlPoint {
             frames,
             directory: directory.to_owned(),
-            state: state.clone(),
+            state: handle.state.clone(),
             devices: BTreeMap::new(),
             next_id: 1,
             lost: lost.clone(),
@@ -95,7 +98,7 @@ impl MmiThread {
             .name("mmi-journal".into())
             .spawn(move || write(&journal, &waiting, &lost))?;
         let reader = thread::Builder::new().name("mmi".into()).spawn(body)?;
-        Ok((MmiHandle { state }, Self { reader, writer }))
+        Ok((handle, Self { reader, writer }))
     }
 
     pub(crate) fn join(self) {
