@@ -290,14 +290,14 @@ async fn an_x86_64_phone_has_a_twin_that_says_what_it_runs_on() {
     appliance.shutdown().await;
 }
 
-/// Answers every command until `wanted` takes one, which it gives back; input and leases are done at once.
+/// Answers every command until `wanted` takes one, which it gives back; input and leases are done at once, and no root hash is told.
 async fn answer_until<T>(stream: &mut Stream, mut wanted: impl FnMut(&wire::Command) -> Option<T>) -> (u64, T) {
     loop {
         let FromAppliance::Command(asked) = stream.next().await.expect("a command") else { panic!("no command") };
         if let Some(taken) = wanted(&asked) {
             return (asked.id, taken);
         }
-        assert!(matches!(asked.command, Some(command::Command::Input(_) | command::Command::Lease(_))), "{asked:?}");
+        assert!(matches!(asked.command, Some(command::Command::Input(_) | command::Command::Lease(_) | command::Command::Root(_))), "{asked:?}");
         answer(stream, asked.id, None).await;
     }
 }

@@ -93,7 +93,7 @@ async function administrator(page) {
   await page.getByRole('alert').waitFor();
   await picture(page, '01-refused');
   await logIn(page, user, password);
-  expect('sections of an administrator', await sections(page), 'Phones Usage Enrolment Users');
+  expect('sections of an administrator', await sections(page), 'Phones Find Usage Enrolment Users');
 
   // The phone waits in quarantine, tells why, and is released.
   await page.getByRole('table', { name: 'Phones in quarantine' }).getByText(serial).waitFor();
@@ -162,6 +162,21 @@ async function administrator(page) {
   await picture(page, '09-preview');
   await page.keyboard.press('Escape');
 
+  // The note is found among the files of all phones, and a copy of the twin boots with the files as they were when it was.
+  await page.getByRole('link', { name: 'Find' }).click();
+  await page.getByLabel('Name').fill('/home/*');
+  await page.getByLabel('With this text in it').fill('about Lisbon');
+  await page.getByRole('button', { name: 'Find', exact: true }).click();
+  const found = page.getByRole('table', { name: 'Files found' });
+  await found.getByText('Ask Ben about Lisbon').waitFor();
+  await picture(page, '17-found');
+  await found.getByRole('link').first().click();
+  await page.getByRole('button', { name: 'Boot a copy as of then' }).click();
+  await page.locator('[aria-label="Copy 1"][data-state="shown"] canvas').waitFor();
+  await picture(page, '18-copy');
+  await page.getByRole('button', { name: 'End it' }).click();
+  await page.locator('[aria-label="Copy 1"]').waitFor({ state: 'detached' });
+
   // What it was used for: the call is in the report, and leads back to the log.
   await page.getByRole('link', { name: 'Usage' }).click();
   await page.getByRole('button', { name: '1: records behind Calls of Ada Lovelace, Aurora Mobile' }).click();
@@ -203,7 +218,7 @@ async function administrator(page) {
 /** Help desk changes its password, sees phones and their twins, and nothing of the rest. */
 async function helpDesk(page, word) {
   await logIn(page, 'hanna', word);
-  expect('sections of help desk', await sections(page), 'Phones');
+  expect('sections of help desk', await sections(page), 'Phones Find');
   await page.getByRole('button', { name: 'Account of hanna' }).click();
   await page.getByRole('menuitem', { name: 'Change my password' }).click();
   const dialog = page.getByRole('dialog');

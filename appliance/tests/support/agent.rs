@@ -73,6 +73,7 @@ impl Storage {
             roots: vec![self.root()],
             excludes: vec![self.path("skip")],
             state: Some(self.folder.path().join("state")),
+            usage: Some(self.folder.path().join("usage")),
             cmdline: "/nonexistent".into(),
             image_sync: "/nonexistent".into(),
             ..Flags::default()

@@ -1,5 +1,6 @@
 //! A whole guest for tests: Debian's kernel, unmodified, and an initramfs of nothing but busybox.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -105,9 +106,9 @@ fn extract(folder: &Path, name: &str, architecture: &str, path: &str) -> Vec<u8>
 
 /// Writes a file whole or not at all: tests run at the same time.
 fn put(path: &Path, bytes: &[u8]) {
-    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-    std::fs::write(&temporary, bytes).unwrap();
-    std::fs::rename(&temporary, path).unwrap();
+    let mut temporary = tempfile::NamedTempFile::new_in(path.parent().unwrap()).unwrap();
+    temporary.write_all(bytes).unwrap();
+    temporary.persist(path).unwrap();
 }
 
 /// Writes the "newc" format.

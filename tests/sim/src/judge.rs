@@ -40,7 +40,7 @@ pub(crate) fn check_log(phone: &Phone, log: &[(u64, Event)]) -> anyhow::Result<(
         match &event.kind {
             Kind::Mmi(frame) => ensure!(frame.device_id == phone.number as u32, "the event at {position} is another phone's"),
             Kind::File(change) => {
-                ensure!(change.path.as_path().starts_with(&phone.home), "the file at {position} is another phone's");
+                ensure!(change.path.as_path().starts_with(&phone.home), "the file at {position}, {:?}, is another phone's", change.path);
             }
             _ => {}
         }

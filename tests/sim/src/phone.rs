@@ -117,6 +117,7 @@ impl Phone {
             model: Some("simulated".into()),
             roots: vec![home.clone()],
             state: Some(folder.join("state")),
+            usage: Some(folder.join("usage")),
             cmdline: "/nonexistent".into(),
             image_sync: "/nonexistent".into(),
             ..Flags::default()
