@@ -150,10 +150,10 @@ fn child(seed: u64, arguments: &Arguments, folder: &Path) -> i32 {
     }
 }
 
-/// The same path in every run, with a disk of the run's own behind it where this host permits that.
+/// The same path in every run, with a disk of the run's own behind it where this host permits that, which takes root.
 fn private(folder: &Path) -> PathBuf {
     let own = || {
-        unshare(CloneFlags::CLONE_NEWNS).or_else(|_| unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS))?;
+        unshare(CloneFlags::CLONE_NEWNS)?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
         mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), None::<&str>)
     };

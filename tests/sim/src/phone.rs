@@ -117,6 +117,7 @@ impl Phone {
             model: Some("simulated".into()),
             roots: vec![home.clone()],
             state: Some(folder.join("state")),
+            // A root, too; not the host's own.
             usage: Some(folder.join("usage")),
             cmdline: "/nonexistent".into(),
             image_sync: "/nonexistent".into(),
