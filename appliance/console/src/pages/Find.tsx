@@ -37,7 +37,7 @@ export default function Find() {
       <Title order={1} fz="h2">
         Find files
       </Title>
-      <form onSubmit={ask} key={parameters.toString()}>
+      <form onSubmit={ask} key={`form ${parameters}`}>
         <Group align="end">
           <TextInput name="name" label="Name" placeholder="*.txt, or a path: /home/*/Notes/*" defaultValue={wanted.pattern} required style={{ flexGrow: 1 }} />
           <TextInput name="text" label="With this text in it" defaultValue={wanted.contents} style={{ flexGrow: 1 }} />
