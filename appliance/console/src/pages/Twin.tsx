@@ -50,7 +50,7 @@ function Forked({ phone, fork }: { phone: Phone; fork: Fork }) {
   });
   const note = (
     <Group gap={6} justify="center" component="span">
-      As of event {fork.position.toLocaleString()}. Try anything: nothing goes to the phone
+      As of event {fork.position.toLocaleString()} · stays here
       <Anchor component="button" size="xs" disabled={end.isPending} onClick={() => end.mutate()}>
         End it
       </Anchor>
@@ -114,7 +114,7 @@ function Machine({ phone }: { phone: Phone }) {
                 Runs on {twin.cpu}
               </Text>
             )}
-            <Group grow>
+            <Group gap="xs">
               <TwinButton phone={phone} act={() => forkTwin(phone.id, null)} icon={<IconCopy size={16} />} label="Copy" />
               <TwinButton phone={phone} act={() => actOnTwin(phone.id, 'park')} icon={<IconPlayerPause size={16} />} label="Park" />
               <Button variant="default" leftSection={<IconPlayerStop size={16} />} onClick={() => stop(true)}>
